@@ -1,0 +1,41 @@
+/*
+ * admission.h - who may have a connection.
+ *
+ * The two limits that mean something only over all workers together: the total
+ * and the number per source address. This is the one thing that workers share;
+ * it takes no lock, and costs one atomic operation on a cache line of its own
+ * and one on the line of the source, at accept and again at close.
+ *
+ * Sources are counted in a table of 64-bit slots: 40 bits of a keyed hash of
+ * the address beside a 24-bit count. The key is random, so that no peer can
+ * aim at the slot of another. A slot lies in the group (one cache line) that
+ * the hash picks, or in the next one with room; a connection keeps its number
+ * and releases it without looking.
+ */
+#ifndef RF_ADMISSION_H
+#define RF_ADMISSION_H
+
+#include "address.h"
+
+struct rf_admission;
+
+/* Never a slot: no source is held. */
+#define RF_NO_SOURCE UINT32_MAX
+
+/*
+ * wake_fds: the workers' eventfds, written when room appears that a worker
+ * waits for. They stay the caller's. -ENOMEM.
+ */
+int rf_admission_new(uint32_t max_connections, uint32_t max_per_source, const int *wake_fds,
+                     uint32_t wake_fds_count, struct rf_admission **ret_admission);
+void rf_admission_free(struct rf_admission *admission);
+
+/* Takes one of the connections; false (and the worker will be woken) when all are taken. */
+bool rf_admission_enter(struct rf_admission *admission);
+void rf_admission_leave(struct rf_admission *admission);
+
+/* Takes one of the connections of a source: its slot, or RF_NO_SOURCE at the limit. */
+uint32_t rf_admission_enter_source(struct rf_admission *admission, const union rf_address *peer);
+void rf_admission_leave_source(struct rf_admission *admission, uint32_t slot);
+
+#endif

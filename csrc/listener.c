@@ -1,0 +1,84 @@
+#include "listener.h"
+
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <stdbool.h>
+#include <unistd.h>
+
+/* The kernel caps it at net.core.somaxconn. */
+#define BACKLOG 65535
+
+static int set(int fd, int level, int option, int value)
+{
+    return setsockopt(fd, level, option, &value, sizeof(value));
+}
+
+void rf_listener_keepalive(int fd)
+{
+    set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+    set(fd, IPPROTO_TCP, TCP_KEEPIDLE, RF_KEEPALIVE_IDLE_S);
+    set(fd, IPPROTO_TCP, TCP_KEEPINTVL, RF_KEEPALIVE_INTERVAL_S);
+    set(fd, IPPROTO_TCP, TCP_KEEPCNT, RF_KEEPALIVE_PROBES);
+}
+
+static int failed(int fd, const char *syscall, const char **ret_syscall)
+{
+    int error = errno;
+
+    if (fd >= 0)
+        close(fd);
+    *ret_syscall = syscall;
+    return -error;
+}
+
+static int open_one(union rf_address *address, bool first, int *ret_fd, const char **ret_syscall)
+{
+    socklen_t length = sizeof(*address);
+    int fd;
+
+    fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return failed(fd, "socket", ret_syscall);
+    if (set(fd, SOL_SOCKET, SO_REUSEADDR, 1) < 0)
+        return failed(fd, "setsockopt", ret_syscall);
+    if (!first && set(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)
+        return failed(fd, "setsockopt", ret_syscall);
+    if (address->any.sa_family == AF_INET6 &&
+        set(fd, IPPROTO_IPV6, IPV6_V6ONLY, !rf_address_is_wildcard(address)) < 0)
+        return failed(fd, "setsockopt", ret_syscall);
+    set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    rf_listener_keepalive(fd);
+    if (bind(fd, &address->any, rf_address_length(address)) < 0)
+        return failed(fd, "bind", ret_syscall);
+    /* After bind: the others may share the port from here on. */
+    if (first && set(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)
+        return failed(fd, "setsockopt", ret_syscall);
+    if (first && getsockname(fd, &address->any, &length) < 0)
+        return failed(fd, "getsockname", ret_syscall);
+    *ret_fd = fd;
+    return 0;
+}
+
+int rf_listener_open(union rf_address *address, int *ret_fds, uint32_t count,
+                     const char **ret_syscall)
+{
+    uint32_t opened;
+    int r = 0;
+
+    for (opened = 0; opened < count; opened++) {
+        r = open_one(address, opened == 0, &ret_fds[opened], ret_syscall);
+        if (r < 0)
+            break;
+    }
+    for (uint32_t i = 0; r == 0 && i < count; i++)
+        if (listen(ret_fds[i], BACKLOG) < 0) {
+            r = -errno;
+            *ret_syscall = "listen";
+        }
+    if (r < 0)
+        while (opened-- > 0) {
+            close(ret_fds[opened]);
+            ret_fds[opened] = -1;
+        }
+    return r;
+}

@@ -1,0 +1,98 @@
+#include "pipe.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* What is asked for, and what makes splicing still worth its system calls. */
+#define PIPE_SIZE (256 * 1024)
+#define PIPE_SIZE_MIN (64 * 1024)
+
+#define IDLE_MAX 64U
+#define RETRY_MS 1000U
+
+static void close_pipe(struct rf_pipe *pipe)
+{
+    close(pipe->read_fd);
+    close(pipe->write_fd);
+    free(pipe);
+}
+
+static struct rf_pipe *open_pipe(void)
+{
+    struct rf_pipe *pipe = malloc(sizeof(*pipe));
+    int fds[2];
+    int capacity;
+
+    if (!pipe)
+        return NULL;
+    if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0) {
+        free(pipe);
+        return NULL;
+    }
+    *pipe = (struct rf_pipe){.read_fd = fds[0], .write_fd = fds[1]};
+    /* EPERM above pipe-max-size or the user's soft limit: what the kernel gave must do. */
+    capacity = fcntl(pipe->write_fd, F_SETPIPE_SZ, PIPE_SIZE);
+    if (capacity < 0)
+        capacity = fcntl(pipe->write_fd, F_GETPIPE_SZ);
+    if (capacity < PIPE_SIZE_MIN) {
+        /* Past pipe-user-pages-soft a new pipe has a page or two (pipe(7)): copying is cheaper. */
+        close_pipe(pipe);
+        return NULL;
+    }
+    pipe->capacity = (uint32_t)capacity;
+    return pipe;
+}
+
+struct rf_pipe *rf_pipe_get(struct rf_pipes *pipes, uint32_t now_ms)
+{
+    struct rf_pipe *pipe = pipes->idle;
+
+    if (pipe) {
+        pipes->idle = pipe->next;
+        pipes->idle_count--;
+        pipes->in_use++;
+        return pipe;
+    }
+    if (pipes->in_use >= pipes->max)
+        return NULL;
+    if (pipes->failed && (int32_t)(now_ms - pipes->retry_at_ms) < 0)
+        return NULL;
+    pipe = open_pipe();
+    pipes->failed = !pipe;
+    if (!pipe) {
+        pipes->retry_at_ms = now_ms + RETRY_MS;
+        return NULL;
+    }
+    pipes->in_use++;
+    return pipe;
+}
+
+void rf_pipe_put(struct rf_pipes *pipes, struct rf_pipe *pipe)
+{
+    if (pipe->bytes != 0 || pipes->idle_count >= IDLE_MAX) {
+        rf_pipe_kill(pipes, pipe);
+        return;
+    }
+    pipes->in_use--;
+    pipe->next = pipes->idle;
+    pipes->idle = pipe;
+    pipes->idle_count++;
+}
+
+void rf_pipe_kill(struct rf_pipes *pipes, struct rf_pipe *pipe)
+{
+    pipes->in_use--;
+    close_pipe(pipe);
+}
+
+void rf_pipes_free(struct rf_pipes *pipes)
+{
+    while (pipes->idle) {
+        struct rf_pipe *pipe = pipes->idle;
+
+        pipes->idle = pipe->next;
+        close_pipe(pipe);
+    }
+    pipes->idle_count = 0;
+}

@@ -1,0 +1,38 @@
+/*
+ * sys.h - the few system calls that want more than one line, and assertions.
+ */
+#ifndef RF_SYS_H
+#define RF_SYS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Our own mistakes end a debug build; what a peer does is counted, never asserted. */
+#ifdef RF_DEBUG
+#include <assert.h>
+#define RF_ASSERT(condition) assert(condition)
+#else
+#define RF_ASSERT(condition) ((void)sizeof(condition))
+#endif
+
+/* Registers a connected socket once for all it can tell, edge-triggered. 0 or -errno. */
+int rf_sys_watch(int epoll_fd, int fd, uint64_t token);
+
+/* Makes the coming close send a RST and drop what is unsent (socket(7), SO_LINGER). */
+void rf_sys_reset_on_close(int fd);
+
+/* Closes two descriptors (-1: none), in one call where their numbers are neighbours. */
+void rf_sys_close_both(int a, int b);
+
+/*
+ * Gives the calling thread a descriptor table of its own and closes in it all
+ * but the kept ones, which must be in ascending order. False where the kernel
+ * or a seccomp filter does not allow it: then nothing is closed.
+ */
+bool rf_sys_take_table(const int *keep, size_t keep_count);
+
+/* Milliseconds of a clock that only goes forward; wraps after 49 days. */
+uint32_t rf_sys_now_ms(void);
+
+#endif

@@ -1,0 +1,163 @@
+"""Builds the extension reflector._core; everything declarative is in pyproject.toml.
+
+Environment switches (each mode keeps its objects in a directory of its own under build/):
+    REFLECTOR_DEBUG=1                       -O0 -g and the assertions of csrc/ (RF_DEBUG)
+    REFLECTOR_SANITIZE=address,undefined    -fsanitize of that, RF_SANITIZE; or
+    REFLECTOR_SANITIZE=thread               the same and RF_SANITIZE_THREAD
+    REFLECTOR_WERROR=1                      warnings are errors, in the C core and in the Cython layer
+"""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from glob import glob
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
+
+if sys.platform != "linux":
+    sys.exit(f"reflector needs Linux (epoll and splice); this platform is {sys.platform}")
+
+DEBUG = os.environ.get("REFLECTOR_DEBUG", "0") not in ("", "0")
+WERROR = os.environ.get("REFLECTOR_WERROR", "0") not in ("", "0")
+SANITIZE = os.environ.get("REFLECTOR_SANITIZE", "")
+if not re.fullmatch(r"(|thread|address|undefined|address,undefined)", SANITIZE):
+    sys.exit(f"REFLECTOR_SANITIZE={SANITIZE}: it may be address, undefined, both, or thread")
+
+MODE = "-".join(filter(None, (SANITIZE.replace(",", "-"), DEBUG and "debug"))) or "release"
+
+# A free-threaded interpreter has no Limited API before Python 3.15: its build is for itself alone.
+ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+CORE_SOURCES = sorted(glob("csrc/*.c"))
+CYTHON = {"language_level": 3, "include_path": ["."]}
+
+CORE_WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    "-Wcast-qual",
+    "-Wconversion",
+    "-Wformat=2",
+    "-Wmissing-prototypes",
+    "-Wpointer-arith",
+    "-Wshadow",
+    "-Wsign-conversion",
+    "-Wstrict-prototypes",
+    "-Wundef",
+    "-Wvla",
+    "-Wwrite-strings",
+]
+# Generated code: its own idioms are not ours to mend, a real mistake in it still shows.
+CYTHON_WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+
+LINK_FLAGS = ["-pthread", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack"]
+
+
+def mode_flags() -> tuple[list[str], list[str]]:
+    """Compiler and linker flags that the environment switches call for."""
+    link = list(LINK_FLAGS)
+    if SANITIZE:
+        sanitize = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer"]
+        compile_ = ["-O0" if DEBUG else "-O1", "-g", "-UNDEBUG", *sanitize]
+        if "undefined" in SANITIZE:
+            # The interpreter's own flags bring -fwrapv, under which no overflow is ever found. A
+            # trap reaches AddressSanitizer's report file, UBSan's message only stderr.
+            compile_ += ["-fno-wrapv", "-fsanitize-undefined-trap-on-error"]
+        link += sanitize
+    elif DEBUG:
+        compile_ = ["-O0", "-g", "-UNDEBUG"]
+    else:
+        # Interpreters differ in the level that their own flags bring; ours must not clash with it.
+        compile_ = ["-O2", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
+    if SANITIZE or DEBUG:
+        # Fortified calls hide accesses from the sanitizers and need an optimising compiler.
+        compile_.append("-U_FORTIFY_SOURCE")
+    compile_ += ["-fPIC", "-fvisibility=hidden", "-fstack-protector-strong", "-pthread"]
+    return compile_, link
+
+
+def mode_macros() -> list[tuple[str, str | None]]:
+    """Macros that both the C core and the Cython layer see."""
+    macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", "1")]
+    if DEBUG:
+        macros.append(("RF_DEBUG", "1"))
+    if SANITIZE:
+        macros.append(("RF_SANITIZE", "1"))
+    if SANITIZE == "thread":
+        macros.append(("RF_SANITIZE_THREAD", "1"))
+    if ABI3:
+        macros.append(("Py_LIMITED_API", "0x030A0000"))
+    return macros
+
+
+class BuildPerMode(build):
+    """`build` with a directory of its own for each mode, so that no stale object is reused."""
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.build_base = os.path.join("build", MODE)
+
+
+class BuildCore(build_ext):
+    """`build_ext` that gives the C core stricter warnings than the file that Cython generates."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compiles csrc/, lets Cython write its file into the build directory, links both."""
+        inputs = [*ext.sources, *ext.depends]
+        if not self.force and not newer_group(inputs, self.get_ext_fullpath(ext.name)):
+            return
+        compile_flags, link_flags = mode_flags()
+        werror = ["-Werror"] if WERROR else []
+        ext.extra_objects = self.compiler.compile(
+            CORE_SOURCES,
+            output_dir=self.build_temp,
+            macros=ext.define_macros,
+            include_dirs=ext.include_dirs,
+            extra_postargs=self.known(["-std=c11", *compile_flags, *CORE_WARNINGS]) + werror,
+        )
+        ext.extra_compile_args = self.known([*compile_flags, *CYTHON_WARNINGS]) + werror
+        ext.extra_link_args = self.known(link_flags, link=True)
+        # setuptools' own step finds the C file and has nothing left to translate.
+        ext.sources = cythonize(ext, build_dir=self.build_temp, quiet=True, **CYTHON)[0].sources
+        super().build_extension(ext)
+
+    def known(self, flags: list[str], link: bool = False) -> list[str]:
+        """The flags that this compiler (or, with `link`, its linker) knows, in their order."""
+        if self.accepts(flags, link):
+            return flags
+        return [flag for flag in flags if self.accepts([flag], link)]
+
+    def accepts(self, flags: list[str], link: bool) -> bool:
+        """Whether a tiny program builds with all of these flags and without a warning."""
+        with tempfile.TemporaryDirectory() as scratch:
+            probe = Path(scratch, "probe.c")
+            # A function without a prototype would trip the strict warnings themselves.
+            probe.write_text("int probe(void);\nint probe(void) { return 0; }\n")
+            command = [*self.compiler.compiler_so, "-Werror", "-c", str(probe)]
+            if link:
+                command = [*self.compiler.linker_so, str(probe)]
+            command += [*flags, "-o", str(Path(scratch, "probe.out"))]
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "reflector._core",
+            ["reflector/_core.pyx"],
+            depends=["setup.py", *glob("reflector/*.pxd"), *CORE_SOURCES, *glob("csrc/*.h")],
+            include_dirs=["csrc"],
+            define_macros=mode_macros(),
+            py_limited_api=ABI3,
+        )
+    ],
+    cmdclass={"build": BuildPerMode, "build_ext": BuildCore},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 else {},
+)
