@@ -55,32 +55,11 @@ static bool enter(struct rf_worker *worker)
     return false;
 }
 
-static bool listens_for(const struct rf_target *target, const union rf_address *peer)
+/* True when the leg would come back to a reflector of this host, and from there for ever. */
+static bool would_loop(const struct rf_target *target, const union rf_address *peer,
+                       const union rf_address *dialled)
 {
-    /* The IPv6 wildcard is dual-stack; the IPv4 one is not. */
-    if (target->wildcard)
-        return target->address.any.sa_family == AF_INET6 || peer->any.sa_family == AF_INET;
-    return rf_address_same_host(&target->address, peer);
-}
-
-/* True when the leg would come back to a listener of ours, and from there for ever. */
-static bool would_loop(const struct rf_worker *worker, const struct rf_target *target,
-                       const union rf_address *peer, const union rf_address *dialled)
-{
-    const struct rf_settings *settings = worker->settings;
-
-    if (!target->loops)
-        return false;
-    for (uint32_t i = 0; i < settings->targets_count; i++) {
-        const struct rf_target *other = &settings->targets[i];
-
-        if (rf_address_port(&other->address) != target->return_port ||
-            !listens_for(other, peer))
-            continue;
-        if (!other->wildcard || rf_address_same_host(peer, dialled) || rf_route_is_local(peer))
-            return true;
-    }
-    return false;
+    return target->loops && (rf_address_same_host(peer, dialled) || rf_route_is_local(peer));
 }
 
 static void find_dialled(const struct rf_target *target, int fd, union rf_address *ret_dialled)
@@ -138,7 +117,7 @@ static void admit(struct rf_worker *worker, const struct rf_target *target, int 
         return;
     }
     find_dialled(target, fd, &dialled);
-    if (would_loop(worker, target, peer, &dialled)) {
+    if (would_loop(target, peer, &dialled)) {
         rf_leg_limited(worker, conn, RF_LIMITED_LOOP);
         return;
     }

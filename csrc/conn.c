@@ -98,12 +98,12 @@ static void relay_side(struct rf_worker *worker, struct rf_conn *conn, enum rf_s
     }
 }
 
-/* True when the other end has acknowledged all that was sent (tcp(7), SIOCOUTQ). */
-static bool acknowledged(int fd)
+/* Bytes that the other end has not acknowledged (tcp(7), SIOCOUTQ). */
+static uint32_t unacknowledged(int fd)
 {
-    int unacknowledged = 0;
+    int bytes = 0;
 
-    return ioctl(fd, SIOCOUTQ, &unacknowledged) < 0 || unacknowledged == 0;
+    return ioctl(fd, SIOCOUTQ, &bytes) < 0 ? 0 : (uint32_t)bytes;
 }
 
 /*
@@ -114,7 +114,7 @@ static void reset_when_acknowledged(struct rf_worker *worker, struct rf_conn *co
 {
     enum rf_side side = conn->flags & RF_CONN_LOST(RF_PEER) ? RF_SERVICE : RF_PEER;
 
-    if (conn->flags & RF_CONN_LOST(side) || acknowledged(conn->fd[side]) ||
+    if (conn->flags & RF_CONN_LOST(side) || unacknowledged(conn->fd[side]) == 0 ||
         (int32_t)(worker->now_ms - conn->reset_by_ms) >= 0)
         rf_conn_reset(worker, conn, (enum rf_counter)conn->reason);
     else
@@ -179,6 +179,23 @@ void rf_conn_service(struct rf_worker *worker, struct rf_conn *conn)
         touch_timer(worker, conn);
 }
 
+/*
+ * A slow reader drains what we have written long before, without an event for
+ * us: a send queue of megabytes becomes writable again only when a third of it
+ * is free. So an expired connection whose send queues are on the move gets
+ * another period; one that has stalled is found out in the second.
+ */
+static bool still_draining(struct rf_worker *worker, struct rf_conn *conn)
+{
+    uint32_t queued = unacknowledged(conn->fd[RF_PEER]) + unacknowledged(conn->fd[RF_SERVICE]);
+
+    if (queued == 0 || queued == conn->queued)
+        return false;
+    conn->queued = queued;
+    rf_worker_arm(worker, conn, (enum rf_timer_class)conn->timer_class);
+    return true;
+}
+
 void rf_conn_expired(struct rf_worker *worker, struct rf_conn *conn)
 {
     switch ((enum rf_timer_class)conn->timer_class) {
@@ -187,10 +204,12 @@ void rf_conn_expired(struct rf_worker *worker, struct rf_conn *conn)
         rf_conn_reset(worker, conn, RF_CLOSED_LEG_FAILED);
         break;
     case RF_TIMER_IDLE:
-        rf_conn_reset(worker, conn, RF_CLOSED_IDLE);
+        if (!still_draining(worker, conn))
+            rf_conn_reset(worker, conn, RF_CLOSED_IDLE);
         break;
     case RF_TIMER_HALF_CLOSE:
-        rf_conn_reset(worker, conn, RF_CLOSED_HALF_CLOSE);
+        if (!still_draining(worker, conn))
+            rf_conn_reset(worker, conn, RF_CLOSED_HALF_CLOSE);
         break;
     case RF_TIMER_ACKED:
         reset_when_acknowledged(worker, conn);

@@ -74,6 +74,8 @@ enum rf_conn_state {
 #define RF_HALF_COPY (1U << 7)     /* never splice: the stream has had urgent bytes */
 #define RF_HALF_WRITTEN (1U << 8)  /* the sink has been written to */
 #define RF_HALF_NODELAY (1U << 9)  /* the sink has TCP_NODELAY */
+#define RF_HALF_READ (1U << 10)    /* the source has been read from */
+#define RF_HALF_INLINE (1U << 11)  /* the source has SO_OOBINLINE */
 
 /* One direction: from fd[side] to the other. */
 struct rf_half {
@@ -90,13 +92,14 @@ struct rf_conn {
     int fd[2];
     uint32_t index;
     uint32_t generation;
-    uint8_t state;       /* enum rf_conn_state */
-    uint8_t flags;       /* RF_CONN_* */
-    uint8_t timer_class; /* enum rf_timer_class that timers[0] is armed in */
-    uint8_t reason;      /* why it ends: enum rf_counter, once RESETTING */
-    uint32_t source;     /* slot in the admission table */
+    uint8_t state;        /* enum rf_conn_state */
+    uint8_t flags;        /* RF_CONN_* */
+    uint8_t timer_class;  /* enum rf_timer_class that timers[0] is armed in */
+    uint8_t reason;       /* why it ends: enum rf_counter, once RESETTING */
+    uint32_t source;      /* slot in the admission table */
     uint32_t reset_by_ms; /* while RESETTING: no later than this */
-    uint32_t run_next;   /* in the run queue */
+    uint32_t run_next;    /* in the run queue */
+    uint32_t queued;      /* bytes in the kernel's send queues when a time-out last looked */
     struct rf_half halves[2];
     struct rf_timer timers[RF_TIMER_LINKS]; /* its time-out; its keepalive */
 };

@@ -119,7 +119,7 @@ static uint32_t resolved_max_connections(const struct rf_engine *engine)
     return all > RF_MAX_CONNECTIONS ? RF_MAX_CONNECTIONS : (uint32_t)all;
 }
 
-/* A leg of the target comes back to a port of ours, and following on from there never ends. */
+/* Following the return ports from mapping to mapping never ends. */
 static bool find_loop(const struct rf_settings *settings, uint32_t start)
 {
     uint16_t port = settings->targets[start].return_port;

@@ -47,6 +47,7 @@ static int open_one(union rf_address *address, bool first, int *ret_fd, const ch
         set(fd, IPPROTO_IPV6, IPV6_V6ONLY, !rf_address_is_wildcard(address)) < 0)
         return failed(fd, "setsockopt", ret_syscall);
     set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    set(fd, SOL_SOCKET, SO_OOBINLINE, 1);
     rf_listener_keepalive(fd);
     if (bind(fd, &address->any, rf_address_length(address)) < 0)
         return failed(fd, "bind", ret_syscall);

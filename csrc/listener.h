@@ -3,7 +3,7 @@
  * SO_REUSEPORT.
  *
  * What an accepted socket inherits is set here once, instead of at every
- * accept: TCP_NODELAY and keepalive.
+ * accept: TCP_NODELAY, SO_OOBINLINE and keepalive.
  */
 #ifndef RF_LISTENER_H
 #define RF_LISTENER_H

@@ -87,7 +87,7 @@ static void set_nodelay(struct relay *r)
 
 static enum step write_failed(struct relay *r)
 {
-    if (errno != EAGAIN && errno != EWOULDBLOCK)
+    if (errno != EAGAIN)
         return STEP_SINK_LOST;
     r->half->flags &= (uint16_t)~RF_HALF_WRITABLE;
     return STEP_WAIT;
@@ -169,13 +169,16 @@ static enum step fill_pipe(struct relay *r)
             half->flags &= (uint16_t)~RF_HALF_SPLICE;
         return STEP_ON;
     }
-    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) && !(half->flags & RF_HALF_FIN_SEEN)) {
-        rf_pipe_put(&r->worker->pipes, pipe);
+    rf_pipe_put(&r->worker->pipes, pipe);
+    if (n < 0 && errno == EAGAIN && !(half->flags & RF_HALF_FIN_SEEN)) {
         half->flags &= (uint16_t)~RF_HALF_READABLE;
         return STEP_WAIT;
     }
-    /* The end, an error, or an urgent byte in the way: recv knows which. */
-    rf_pipe_put(&r->worker->pipes, pipe);
+    if (n < 0 && errno != EAGAIN && errno != EINVAL && errno != ENOMEM) {
+        read_failed(r); /* the socket has told its error and will not tell recv */
+        return STEP_ON;
+    }
+    /* The end, or an urgent byte in the way: recv knows which. */
     half->flags &= (uint16_t)~RF_HALF_SPLICE;
     half->full_reads = 0;
     return STEP_LATER;
@@ -228,11 +231,11 @@ static enum step copy(struct relay *r)
         return STEP_LATER;
     n = recv(r->source, r->worker->scratch->data, RF_BUFFER_SIZE, MSG_DONTWAIT);
     if (n < 0) {
-        if (errno != EAGAIN && errno != EWOULDBLOCK) {
+        if (errno != EAGAIN) {
             read_failed(r);
             return STEP_ON;
         }
-        half->flags &= (uint16_t)~RF_HALF_READABLE;
+        half->flags &= (uint16_t) ~(RF_HALF_READABLE | RF_HALF_URGENT);
         return STEP_WAIT;
     }
     if (n == 0) {
@@ -250,35 +253,48 @@ static enum step copy(struct relay *r)
 }
 
 /*
+ * With SO_OOBINLINE an urgent byte keeps its place in the stream, so none gets
+ * lost when it comes unannounced or when the next one overtakes it. The client
+ * inherits it from the listener; the return leg, like TCP_NODELAY, gets it
+ * once it is read from a second time.
+ */
+static void set_inline(struct relay *r)
+{
+    static const int on = 1;
+
+    if (r->side == RF_SERVICE && (r->half->flags & (RF_HALF_READ | RF_HALF_URGENT)) &&
+        !(r->half->flags & RF_HALF_INLINE)) {
+        setsockopt(r->source, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on));
+        r->half->flags |= RF_HALF_INLINE;
+    }
+    r->half->flags |= RF_HALF_READ;
+}
+
+/*
  * Carries an urgent byte as one, at its place in the stream (tcp(7), RFC 6093):
  * reading stops in front of it by itself, so at the mark all before it is
  * passed on. STEP_WAIT: the sink must take it before anything behind it.
  */
 static enum step carry_urgent(struct relay *r)
 {
-    struct rf_half *half = r->half;
     int at_mark = 0;
+    ssize_t n;
     char byte;
 
     if (ioctl(r->source, SIOCATMARK, &at_mark) < 0 || !at_mark)
         return STEP_ON;
-    if (recv(r->source, &byte, 1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT) != 1) {
-        /* EINVAL: it is none any more. EAGAIN: announced, still under way. */
-        if (errno == EAGAIN && !(half->flags & RF_HALF_FIN_SEEN)) {
-            half->flags &= (uint16_t)~RF_HALF_READABLE;
-            return STEP_WAIT;
-        }
-        half->flags &= (uint16_t)~RF_HALF_URGENT;
-        return STEP_ON;
-    }
+    n = recv(r->source, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (n < 0 && errno != EAGAIN)
+        read_failed(r);
+    if (n != 1)
+        return STEP_ON; /* the byte is still under way */
     set_nodelay(r);
     if (send(r->sink, &byte, 1, MSG_OOB | MSG_NOSIGNAL | MSG_DONTWAIT) != 1)
         return write_failed(r);
-    /* Taken off: the recv to come steps over its place in the stream. */
-    (void)!recv(r->source, &byte, 1, MSG_OOB | MSG_DONTWAIT);
-    half->flags &= (uint16_t)~RF_HALF_URGENT;
+    (void)!recv(r->source, &byte, 1, MSG_DONTWAIT);
+    r->half->flags &= (uint16_t)~RF_HALF_URGENT;
     rf_count(r->worker, RF_URGENT_BYTES, 1);
-    r->conn->flags |= RF_CONN_MOVED;
+    count_passed(r, 1, RF_BYTES_COPIED);
     return STEP_ON;
 }
 
@@ -289,9 +305,10 @@ static enum step read_once(struct relay *r)
     /* A full sink would only make us hold the bytes. */
     if (!(r->half->flags & RF_HALF_WRITABLE) || !(r->half->flags & RF_HALF_READABLE))
         return STEP_WAIT;
+    set_inline(r);
     if (r->half->flags & RF_HALF_URGENT) {
         step = carry_urgent(r);
-        if (step != STEP_ON)
+        if (step != STEP_ON || (r->half->flags & RF_HALF_EOF))
             return step;
     }
     if ((r->half->flags & (RF_HALF_SPLICE | RF_HALF_COPY)) == RF_HALF_SPLICE) {

@@ -38,7 +38,7 @@ struct rf_target {
     union rf_address address;
     uint16_t return_port;
     bool wildcard; /* the address that a peer dialled must be asked of each socket */
-    bool loops;    /* on this host its leg would come back to a reflector port, for ever */
+    bool loops;    /* its return port leads, at once or by other mappings, back to itself */
 };
 
 /* What the owner of the engine wants of its workers. */
