@@ -11,8 +11,9 @@
 #include <stdint.h>
 
 /*
- * A read that fills it counts towards promotion to splice. 16 kB is where one
- * recv + send costs as much as two splices (bench/figures.py relay).
+ * A read that fills it counts towards promotion to splice. Splicing wins from
+ * 4 kB on (bench/figures.py relay), by 30 % at 16 kB; but a message that fits
+ * into one read costs one recv and one send, and needs no pipe.
  */
 #define RF_BUFFER_SIZE (16U * 1024)
 

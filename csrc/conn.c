@@ -6,6 +6,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include "leg.h"
 #include "relay.h"
 #include "sys.h"
 #include "worker.h"
@@ -30,6 +31,7 @@ void rf_conn_open(struct rf_worker *worker, struct rf_conn *conn)
 {
     rf_count(worker, RF_LEGS_CONNECTED, 1);
     rf_conn_set_state(conn, RF_CONN_OPEN);
+    rf_conn_renew(conn, RF_PEER);
     if (rf_sys_watch(worker->epoll_fd, conn->fd[RF_PEER], rf_conn_token(conn, RF_PEER)) < 0) {
         rf_worker_pause(worker);
         rf_conn_reset(worker, conn, RF_CLOSED_RESOURCES);
@@ -41,6 +43,23 @@ void rf_conn_open(struct rf_worker *worker, struct rf_conn *conn)
     rf_fifo_arm(&worker->timers[RF_TIMER_KEEPALIVE], &worker->conns, conn->index,
                 worker->now_ms);
     conn->flags |= RF_CONN_KEEPALIVE_DUE;
+}
+
+/*
+ * The usual end of a check: the client's FIN has gone to the service, and now
+ * the service's has come. Asking once replaces the read that would say so, and
+ * also tells whether the leg can be kept as a spare.
+ */
+static void note_leg_over(struct rf_conn *conn)
+{
+    struct rf_half *half = &conn->halves[RF_SERVICE];
+
+    if (!(conn->halves[RF_PEER].flags & RF_HALF_ENDED) || half->pipe || half->buffer ||
+        (half->flags & RF_HALF_ENDED) || (conn->flags & RF_CONN_LOST(RF_SERVICE)) ||
+        !rf_leg_over(conn))
+        return;
+    conn->flags |= RF_CONN_LEG_OVER;
+    half->flags |= RF_HALF_EOF;
 }
 
 void rf_conn_event(struct rf_worker *worker, struct rf_conn *conn, enum rf_side side,
@@ -59,6 +78,8 @@ void rf_conn_event(struct rf_worker *worker, struct rf_conn *conn, enum rf_side 
         from->flags |= RF_HALF_URGENT | RF_HALF_COPY;
     if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
         towards->flags |= RF_HALF_WRITABLE;
+    if (side == RF_SERVICE && (events & (EPOLLHUP | EPOLLERR | EPOLLPRI)) == EPOLLHUP)
+        note_leg_over(conn);
     rf_conn_service(worker, conn);
 }
 
@@ -231,13 +252,17 @@ void rf_conn_reset(struct rf_worker *worker, struct rf_conn *conn, enum rf_count
 
 void rf_conn_close(struct rf_worker *worker, struct rf_conn *conn, enum rf_counter reason)
 {
+    bool spare = reason == RF_CLOSED_FINISHED && rf_leg_keep_spare(worker, conn);
+
     rf_worker_disarm(worker, conn);
     if (conn->flags & RF_CONN_KEEPALIVE_DUE)
         rf_fifo_disarm(&worker->timers[RF_TIMER_KEEPALIVE], &worker->conns, conn->index);
     rf_relay_drop(worker, &conn->halves[RF_PEER]);
     rf_relay_drop(worker, &conn->halves[RF_SERVICE]);
-    rf_sys_close_both(conn->fd[RF_PEER], conn->fd[RF_SERVICE]);
-    conn->fd[RF_PEER] = conn->fd[RF_SERVICE] = -1;
+    rf_sys_close_both(conn->fd[RF_PEER], spare ? -1 : conn->fd[RF_SERVICE]);
+    conn->fd[RF_PEER] = -1;
+    if (!spare)
+        conn->fd[RF_SERVICE] = -1;
     rf_admission_leave_source(worker->admission, conn->source);
     rf_count(worker, reason, 1);
     rf_count(worker, RF_ACTIVE, (uint64_t)-1);
@@ -245,5 +270,4 @@ void rf_conn_close(struct rf_worker *worker, struct rf_conn *conn, enum rf_count
     if (!(conn->flags & RF_CONN_QUEUED))
         rf_slab_put(&worker->conns, conn);
     rf_admission_leave(worker->admission);
-    rf_worker_made_room(worker);
 }

@@ -18,22 +18,27 @@
  * HALF_CLOSED  one direction has ended with a FIN; the other goes on.
  * RESETTING    one side is lost. What had arrived from it is passed on and
  *              acknowledged first; only then is the other side reset.
- * CLOSED       the sockets are gone. The slot is free at once, or, if the run
- *              queue still names it, when the queue has passed it.
+ * CLOSED       the sockets are gone. The slot is free when the worker's turn is
+ *              over and the run queue no longer names it.
  *
  * Who owns what: a connection owns its two sockets and, through its halves, the
  * pipe or buffer with the bytes in flight, its place in the timers and its
  * places in the admission limits. rf_conn_close gives all of it back; nothing
- * else does.
+ * else does. A FREE slot owns nothing, or one spare leg (leg.h).
  *
  * A stale event cannot touch a recycled connection: an event carries the
- * generation of the connection that registered it, and generations differ.
+ * generation of its socket's registration. A spare leg keeps its registration,
+ * so two things more: a slot that is freed in a turn is not handed out before
+ * the next, when the events of the turn are through; and what can be told of a
+ * spare in between, a hang-up without an error, is nothing that can be told of
+ * a leg that is connecting (leg.c).
  */
 #ifndef RF_CONN_H
 #define RF_CONN_H
 
 #include <stdint.h>
 
+#include "address.h"
 #include "reflector.h"
 #include "timer.h"
 
@@ -62,6 +67,7 @@ enum rf_conn_state {
 #define RF_CONN_MOVED (1U << 3)           /* bytes moved since the timer was touched */
 #define RF_CONN_KEEPALIVE_DUE (1U << 4)   /* armed: keepalive of the leg not yet set */
 #define RF_CONN_SAME_HOST (1U << 5)       /* peer and dialled address are the same */
+#define RF_CONN_LEG_OVER (1U << 6)        /* rf_leg_over said so: fit for a spare */
 
 /* Flags of a half. */
 #define RF_HALF_READABLE (1U << 0) /* the source may have bytes: no EAGAIN since the last event */
@@ -91,7 +97,7 @@ struct rf_half {
 struct rf_conn {
     int fd[2];
     uint32_t index;
-    uint32_t generation;
+    uint32_t generation[2]; /* of the registration of each side in epoll; never 0 */
     uint8_t state;        /* enum rf_conn_state */
     uint8_t flags;        /* RF_CONN_* */
     uint8_t timer_class;  /* enum rf_timer_class that timers[0] is armed in */
@@ -99,9 +105,11 @@ struct rf_conn {
     uint32_t source;      /* slot in the admission table */
     uint32_t reset_by_ms; /* while RESETTING: no later than this */
     uint32_t run_next;    /* in the run queue */
+    uint32_t leg_bytes;   /* copied from the leg */
     uint32_t queued;      /* bytes in the kernel's send queues when a time-out last looked */
     struct rf_half halves[2];
     struct rf_timer timers[RF_TIMER_LINKS]; /* its time-out; its keepalive */
+    union rf_address leg_source;            /* that fd[RF_SERVICE] is bound to */
 };
 
 static inline enum rf_side rf_other(enum rf_side side)
@@ -112,7 +120,14 @@ static inline enum rf_side rf_other(enum rf_side side)
 /* What epoll hands back for a socket of a connection. */
 static inline uint64_t rf_conn_token(const struct rf_conn *conn, enum rf_side side)
 {
-    return (uint64_t)conn->generation << 32 | conn->index << 1 | side;
+    return (uint64_t)conn->generation[side] << 32 | conn->index << 1 | side;
+}
+
+/* A new registration: events of the one before are no longer this socket's. */
+static inline void rf_conn_renew(struct rf_conn *conn, enum rf_side side)
+{
+    if (++conn->generation[side] == 0)
+        conn->generation[side] = 1;
 }
 
 /* Moves to another state; the transition must be one of the drawing. */

@@ -20,7 +20,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "listener.h"
 #include "sys.h"
 #include "worker.h"
 
@@ -46,8 +45,10 @@ struct rf_engine {
     struct rf_admission *admission;
     struct rf_worker *workers;
     int *wake_fds;
+    int *listener_fds; /* a row for each worker */
     uint32_t workers_count;
     uint32_t max_connections;
+    uint32_t max_per_source;
     uint32_t capacity; /* connections of one worker */
     uint32_t max_pipes;
     pid_t pid;
@@ -80,7 +81,7 @@ static uint32_t usable_cpus(void)
 
     if (sched_getaffinity(0, sizeof(set), &set) < 0)
         return 1;
-    return (uint32_t)CPU_COUNT(&set);
+    return CPU_COUNT(&set) < RF_MAX_WORKERS ? (uint32_t)CPU_COUNT(&set) : RF_MAX_WORKERS;
 }
 
 static uint32_t descriptor_limit(void)
@@ -119,131 +120,17 @@ static uint32_t resolved_max_connections(const struct rf_engine *engine)
     return all > RF_MAX_CONNECTIONS ? RF_MAX_CONNECTIONS : (uint32_t)all;
 }
 
-/* Following the return ports from mapping to mapping never ends. */
-static bool find_loop(const struct rf_settings *settings, uint32_t start)
-{
-    uint16_t port = settings->targets[start].return_port;
-
-    for (uint32_t steps = 0; steps <= settings->targets_count; steps++) {
-        uint32_t i = 0;
-
-        while (i < settings->targets_count &&
-               rf_address_port(&settings->targets[i].address) != port)
-            i++;
-        if (i == settings->targets_count)
-            return false;
-        port = settings->targets[i].return_port;
-    }
-    return true;
-}
-
-static int open_wildcard(struct rf_engine *engine, struct rf_target *target, uint16_t port,
-                         int *fds, const char **ret_syscall)
-{
-    int r;
-
-    target->wildcard = true;
-    target->address.v6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(port)};
-    r = rf_listener_open(&target->address, fds, engine->workers_count, ret_syscall);
-    if (r != -EAFNOSUPPORT && r != -EADDRNOTAVAIL)
-        return r;
-    target->address.v4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port)};
-    return rf_listener_open(&target->address, fds, engine->workers_count, ret_syscall);
-}
-
-static int open_target(struct rf_engine *engine, const struct rf_mapping *mapping, uint32_t index,
-                       struct rf_failure *ret_failure)
-{
-    struct rf_target *target = &engine->settings.targets[index];
-    int fds[RF_MAX_WORKERS];
-    int r;
-
-    if (mapping->address) {
-        r = rf_address_parse(mapping->address, mapping->port, &target->address);
-        if (r < 0)
-            return r;
-        target->wildcard = rf_address_is_wildcard(&target->address);
-        r = rf_listener_open(&target->address, fds, engine->workers_count, &ret_failure->syscall);
-    } else {
-        r = open_wildcard(engine, target, mapping->port, fds, &ret_failure->syscall);
-    }
-    if (r < 0)
-        return r;
-    for (uint32_t i = 0; i < engine->workers_count; i++)
-        engine->workers[i].listener_fds[index] = fds[i];
-    target->return_port =
-        mapping->return_port ? mapping->return_port : rf_address_port(&target->address);
-    return 0;
-}
-
-static int open_targets(struct rf_engine *engine, const struct rf_mapping *mappings,
-                        struct rf_failure *ret_failure)
-{
-    struct rf_settings *settings = &engine->settings;
-
-    for (uint32_t i = 0; i < settings->targets_count; i++) {
-        int r = open_target(engine, &mappings[i], i, ret_failure);
-
-        if (r < 0) {
-            ret_failure->mapping = (int)i;
-            return r;
-        }
-    }
-    for (uint32_t i = 0; i < settings->targets_count; i++)
-        settings->targets[i].loops = find_loop(settings, i);
-    return 0;
-}
-
-/* Binds to a return source once, so that an address that is not ours is known at start. */
-static int check_return_source(struct rf_settings *settings, const char *text, int family,
-                               const char **ret_syscall)
-{
-    union rf_address *address = &settings->return_source[family == AF_INET6];
-    int fd, r;
-
-    if (!text)
-        return 0;
-    r = rf_address_parse(text, 0, address);
-    if (r < 0 || address->any.sa_family != family)
-        return r < 0 ? r : -EINVAL;
-    fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    r = fd < 0 || bind(fd, &address->any, rf_address_length(address)) < 0 ? -errno : 0;
-    if (fd >= 0)
-        close(fd);
-    if (r < 0)
-        *ret_syscall = "bind";
-    settings->has_return_source[family == AF_INET6] = r == 0;
-    return r;
-}
-
-static int check_options(const struct rf_options *options, size_t mappings_count)
-{
-    const uint32_t timeouts_ms[] = {options->connect_timeout_ms, options->idle_timeout_ms,
-                                    options->half_close_timeout_ms};
-
-    if (options->size != sizeof(*options))
-        return -EINVAL;
-    if (mappings_count == 0 || mappings_count > RF_MAX_MAPPINGS)
-        return -EINVAL;
-    if (options->workers > RF_MAX_WORKERS || options->max_connections > RF_MAX_CONNECTIONS ||
-        options->max_per_source == 0 || options->max_per_source > RF_MAX_CONNECTIONS - 1)
-        return -EINVAL;
-    for (size_t i = 0; i < sizeof(timeouts_ms) / sizeof(timeouts_ms[0]); i++)
-        if (timeouts_ms[i] == 0 || timeouts_ms[i] > RF_MAX_TIMEOUT_MS)
-            return -EINVAL;
-    return 0;
-}
-
 static int make_workers(struct rf_engine *engine)
 {
     uint32_t targets = engine->settings.targets_count;
 
     engine->workers = calloc(engine->workers_count, sizeof(*engine->workers));
     engine->wake_fds = malloc(engine->workers_count * sizeof(*engine->wake_fds));
-    if (!engine->workers || !engine->wake_fds)
+    engine->listener_fds = malloc((size_t)engine->workers_count * targets * sizeof(int));
+    if (!engine->workers || !engine->wake_fds || !engine->listener_fds)
         return -ENOMEM;
-    for (uint32_t i = 0; i < engine->workers_count; i++)
-        engine->wake_fds[i] = -1;
+    memset(engine->wake_fds, -1, engine->workers_count * sizeof(int));
+    memset(engine->listener_fds, -1, (size_t)engine->workers_count * targets * sizeof(int));
     for (uint32_t i = 0; i < engine->workers_count; i++) {
         struct rf_worker *worker = &engine->workers[i];
 
@@ -251,10 +138,7 @@ static int make_workers(struct rf_engine *engine)
         worker->request = &engine->request;
         worker->number = i;
         worker->epoll_fd = -1;
-        worker->listener_fds = malloc(targets * sizeof(int));
-        if (!worker->listener_fds)
-            return -ENOMEM;
-        memset(worker->listener_fds, -1, targets * sizeof(int));
+        worker->listener_fds = &engine->listener_fds[(size_t)i * targets];
     }
     for (uint32_t i = 0; i < engine->workers_count; i++) {
         engine->wake_fds[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -286,37 +170,23 @@ int rf_engine_new(const struct rf_options *options, const struct rf_mapping *map
 {
     struct rf_engine *engine;
     struct rf_failure failure = {.syscall = NULL, .mapping = -1};
-    int r = check_options(options, mappings_count);
+    int r;
 
-    if (r < 0)
-        return r;
     engine = calloc(1, sizeof(*engine));
     if (!engine)
         return -ENOMEM;
     engine->pid = getpid();
     engine->workers_count = options->workers ? options->workers : usable_cpus();
     engine->max_connections = options->max_connections;
-    engine->settings = (struct rf_settings){
-        .max_per_source = options->max_per_source,
-        .connect_timeout_ms = options->connect_timeout_ms,
-        .idle_timeout_ms = options->idle_timeout_ms,
-        .half_close_timeout_ms = options->half_close_timeout_ms,
-        .targets = calloc(mappings_count, sizeof(struct rf_target)),
-        .targets_count = (uint32_t)mappings_count,
-    };
+    engine->max_per_source = options->max_per_source;
     r = init_lock(engine);
-    if (r == 0 && !engine->settings.targets)
-        r = -ENOMEM;
+    if (r == 0)
+        r = rf_settings_init(&engine->settings, options, mappings_count, &failure.syscall);
     if (r == 0)
         r = make_workers(engine);
     if (r == 0)
-        r = check_return_source(&engine->settings, options->return_source4, AF_INET,
-                                &failure.syscall);
-    if (r == 0)
-        r = check_return_source(&engine->settings, options->return_source6, AF_INET6,
-                                &failure.syscall);
-    if (r == 0)
-        r = open_targets(engine, mappings, &failure);
+        r = rf_settings_listen(&engine->settings, mappings, engine->workers_count,
+                               engine->listener_fds, &failure);
     if (r < 0) {
         rf_engine_free(engine);
         *ret_failure = failure;
@@ -503,7 +373,7 @@ int rf_engine_start(struct rf_engine *engine, struct rf_failure *ret_failure)
     close_copies(engine);
     if (r == 0) {
         ret_failure->syscall = "malloc";
-        r = rf_admission_new(resolved_max_connections(engine), engine->settings.max_per_source,
+        r = rf_admission_new(resolved_max_connections(engine), engine->max_per_source,
                              engine->wake_fds, engine->workers_count, &engine->admission);
     }
     if (r == 0) {
@@ -535,13 +405,9 @@ uint32_t rf_engine_max_connections(const struct rf_engine *engine)
 
 static void close_unstarted(struct rf_engine *engine)
 {
-    for (uint32_t i = 0; engine->workers && i < engine->workers_count; i++) {
-        struct rf_worker *worker = &engine->workers[i];
-
-        for (uint32_t j = 0; worker->listener_fds && j < engine->settings.targets_count; j++)
-            if (worker->listener_fds[j] >= 0)
-                close(worker->listener_fds[j]);
-    }
+    for (uint32_t i = 0; i < engine->workers_count * engine->settings.targets_count; i++)
+        if (engine->listener_fds[i] >= 0)
+            close(engine->listener_fds[i]);
 }
 
 static void make_request(struct rf_engine *engine, enum rf_request request)
@@ -631,16 +497,15 @@ void rf_engine_free(struct rf_engine *engine)
     if (!engine)
         return;
     /* A forked child has the memory but not the threads. */
-    if (engine->pid == getpid() && engine->workers && engine->wake_fds) {
+    if (engine->pid == getpid() && engine->wake_fds && engine->listener_fds) {
         rf_engine_stop(engine);
         pthread_cond_destroy(&engine->changed);
         pthread_mutex_destroy(&engine->lock);
     }
     rf_admission_free(engine->admission);
-    for (uint32_t i = 0; engine->workers && i < engine->workers_count; i++)
-        free(engine->workers[i].listener_fds);
     free(engine->workers);
     free(engine->wake_fds);
-    free(engine->settings.targets);
+    free(engine->listener_fds);
+    rf_settings_fini(&engine->settings);
     free(engine);
 }

@@ -1,8 +1,10 @@
 #include "leg.h"
 
 #include <errno.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <unistd.h>
 
 #include "sys.h"
 #include "worker.h"
@@ -46,11 +48,70 @@ static void leg_failed(struct rf_worker *worker, struct rf_conn *conn, int error
     rf_conn_reset(worker, conn, RF_CLOSED_LEG_FAILED);
 }
 
-static int open_leg(struct rf_conn *conn, const union rf_address *source,
-                    const union rf_address *destination)
+/* More would seldom be used at once; each holds some 4 kB in the kernel. */
+#define SPARE_LEGS_MAX 256U
+
+/* The beginning of struct tcp_info, which C libraries know only in part. */
+struct tcp_info_head {
+    uint8_t state;
+    uint8_t unused[127];
+    uint64_t bytes_received; /* counts the FIN as one */
+};
+
+bool rf_leg_over(const struct rf_conn *conn)
+{
+    struct tcp_info_head info = {0};
+    socklen_t length = sizeof(info);
+
+    return getsockopt(conn->fd[RF_SERVICE], IPPROTO_TCP, TCP_INFO, &info, &length) == 0 &&
+           length == sizeof(info) && info.state == TCP_CLOSE &&
+           info.bytes_received == (uint64_t)conn->leg_bytes + 1;
+}
+
+bool rf_leg_keep_spare(struct rf_worker *worker, struct rf_conn *conn)
+{
+    static const struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+
+    /* Only after a short connection: keepalive not yet set. */
+    if (!(conn->flags & RF_CONN_LEG_OVER) || !(conn->flags & RF_CONN_KEEPALIVE_DUE) ||
+        worker->spare_legs >= SPARE_LEGS_MAX)
+        return false;
+    /* Disconnects (connect(2)): the address stays bound, the port has been given back. */
+    if (connect(conn->fd[RF_SERVICE], &nobody, sizeof(nobody)) < 0)
+        return false;
+    worker->spare_legs++;
+    return true;
+}
+
+void rf_leg_drop_spare(struct rf_worker *worker, struct rf_conn *conn)
+{
+    if (conn->fd[RF_SERVICE] < 0)
+        return;
+    close(conn->fd[RF_SERVICE]);
+    conn->fd[RF_SERVICE] = -1;
+    worker->spare_legs--;
+}
+
+/* Connects the spare leg that came with the slot, if it fits; else there is none afterwards. */
+static bool connect_spare(struct rf_worker *worker, struct rf_conn *conn,
+                          const union rf_address *source, const union rf_address *destination)
+{
+    if (conn->fd[RF_SERVICE] < 0)
+        return false;
+    if (rf_address_same_host(&conn->leg_source, source) &&
+        connect(conn->fd[RF_SERVICE], &destination->any, rf_address_length(destination)) < 0 &&
+        errno == EINPROGRESS) {
+        worker->spare_legs--;
+        return true;
+    }
+    rf_leg_drop_spare(worker, conn);
+    return false;
+}
+
+static int open_leg(struct rf_worker *worker, struct rf_conn *conn,
+                    const union rf_address *source, const union rf_address *destination)
 {
     static const int on = 1;
-    union rf_address from = *source;
     int fd;
 
     fd = socket(destination->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -62,26 +123,26 @@ static int open_leg(struct rf_conn *conn, const union rf_address *source,
      * towards any peer: 28,000 legs in all instead of 28,000 to each (ip(7)).
      */
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on));
-    rf_address_set_port(&from, 0);
-    if (bind(fd, &from.any, rf_address_length(&from)) < 0)
+    conn->leg_source = *source;
+    rf_address_set_port(&conn->leg_source, 0);
+    if (bind(fd, &conn->leg_source.any, rf_address_length(source)) < 0)
         return errno == EADDRNOTAVAIL ? -ENETUNREACH : -errno; /* the address is no longer ours */
     if (connect(fd, &destination->any, rf_address_length(destination)) < 0 &&
         errno != EINPROGRESS)
         return -errno;
-    return 0;
+    rf_conn_renew(conn, RF_SERVICE);
+    return rf_sys_watch(worker->epoll_fd, fd, rf_conn_token(conn, RF_SERVICE));
 }
 
 void rf_leg_connect(struct rf_worker *worker, struct rf_conn *conn, const union rf_address *source,
                     const union rf_address *destination)
 {
-    int r;
+    int r = 0;
 
-    if (source->any.sa_family == destination->any.sa_family &&
-        rf_address_same_host(source, destination))
+    if (rf_address_same_host(source, destination))
         conn->flags |= RF_CONN_SAME_HOST;
-    r = open_leg(conn, source, destination);
-    if (r == 0)
-        r = rf_sys_watch(worker->epoll_fd, conn->fd[RF_SERVICE], rf_conn_token(conn, RF_SERVICE));
+    if (!connect_spare(worker, conn, source, destination))
+        r = open_leg(worker, conn, source, destination);
     if (r < 0)
         leg_failed(worker, conn, -r);
     else
@@ -110,7 +171,7 @@ void rf_leg_event(struct rf_worker *worker, struct rf_conn *conn, uint32_t event
     int error = 0;
     socklen_t length = sizeof(error);
 
-    if (events & (EPOLLERR | EPOLLHUP)) {
+    if (events & EPOLLERR) {
         getsockopt(conn->fd[RF_SERVICE], SOL_SOCKET, SO_ERROR, &error, &length);
         /* A reset while connecting is ECONNREFUSED; these two are of a leg that was up. */
         if (error != 0 && error != ECONNRESET && error != EPIPE) {
@@ -119,7 +180,8 @@ void rf_leg_event(struct rf_worker *worker, struct rf_conn *conn, uint32_t event
         }
         if (error != 0)
             conn->flags |= (uint8_t)RF_CONN_LOST(RF_SERVICE);
-    } else if (!(events & EPOLLOUT)) {
+    } else if (events & EPOLLHUP || !(events & EPOLLOUT)) {
+        /* A leg that fails has an error: a hang-up alone was told of the spare, while it was idle. */
         return;
     }
     if (connected_to_itself(conn)) {

@@ -78,6 +78,7 @@ struct rf_failure {
     X(PAUSES_RESOURCES, "pauses_resources", "times accepting paused for want of descriptors "     \
                                             "or memory")                                          \
     X(ACTIVE, "active", "connections running")                                                    \
+    X(SPARE_LEGS, "spare_legs", "idle sockets kept for the return legs to come")                  \
     X(PIPES_IN_USE, "pipes_in_use", "pipes that hold bytes in flight")                            \
     X(PIPES_IDLE, "pipes_idle", "pipes kept for reuse")                                           \
     X(BUFFERS_IN_USE, "buffers_in_use", "buffers that hold bytes in flight")

@@ -248,6 +248,8 @@ static enum step copy(struct relay *r)
         if (half->flags & RF_HALF_FIN_SEEN)
             half->flags |= RF_HALF_EOF;
     }
+    if (r->side == RF_SERVICE)
+        r->conn->leg_bytes += (uint32_t)n;
     promote(half, (uint32_t)n);
     return send_scratch(r, (uint32_t)n);
 }
@@ -262,8 +264,9 @@ static void set_inline(struct relay *r)
 {
     static const int on = 1;
 
+    /* After a FIN nothing comes unannounced. */
     if (r->side == RF_SERVICE && (r->half->flags & (RF_HALF_READ | RF_HALF_URGENT)) &&
-        !(r->half->flags & RF_HALF_INLINE)) {
+        !(r->half->flags & (RF_HALF_INLINE | RF_HALF_FIN_SEEN))) {
         setsockopt(r->source, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on));
         r->half->flags |= RF_HALF_INLINE;
     }

@@ -3,11 +3,18 @@
 #include <errno.h>
 #include <stdlib.h>
 
+static const struct rf_slab empty = {
+    .spare_head = RF_NO_INDEX,
+    .free_head = RF_NO_INDEX,
+    .freed_head = RF_NO_INDEX,
+};
+
 int rf_slab_init(struct rf_slab *slab, uint32_t capacity)
 {
     uint32_t chunks = (capacity + RF_SLAB_CHUNK - 1) / RF_SLAB_CHUNK;
 
-    *slab = (struct rf_slab){.capacity = capacity, .free_head = RF_NO_INDEX};
+    *slab = empty;
+    slab->capacity = capacity;
     slab->chunks = calloc(chunks, sizeof(struct rf_conn *));
     return slab->chunks ? 0 : -ENOMEM;
 }
@@ -17,7 +24,21 @@ void rf_slab_fini(struct rf_slab *slab)
     for (uint32_t i = 0; i < slab->chunks_count; i++)
         free(slab->chunks[i]);
     free(slab->chunks);
-    *slab = (struct rf_slab){.free_head = RF_NO_INDEX};
+    *slab = empty;
+}
+
+static void push(uint32_t *head, struct rf_conn *conn)
+{
+    conn->timers[0].next = *head;
+    *head = conn->index;
+}
+
+static struct rf_conn *pop(struct rf_slab *slab, uint32_t *head)
+{
+    struct rf_conn *conn = rf_slab_at(slab, *head);
+
+    *head = conn->timers[0].next;
+    return conn;
 }
 
 static bool grow(struct rf_slab *slab)
@@ -33,8 +54,8 @@ static bool grow(struct rf_slab *slab)
     slab->chunks[slab->chunks_count++] = chunk;
     for (uint32_t i = RF_SLAB_CHUNK; i-- > 0;) {
         chunk[i].index = first + i;
-        chunk[i].timers[0].next = slab->free_head;
-        slab->free_head = first + i;
+        chunk[i].fd[RF_PEER] = chunk[i].fd[RF_SERVICE] = -1;
+        push(&slab->free_head, &chunk[i]);
     }
     return true;
 }
@@ -45,25 +66,37 @@ struct rf_conn *rf_slab_get(struct rf_slab *slab)
 
     if (slab->used >= slab->capacity)
         return NULL;
-    if (slab->free_head == RF_NO_INDEX && !grow(slab))
+    if (slab->spare_head != RF_NO_INDEX)
+        conn = pop(slab, &slab->spare_head);
+    else if (slab->free_head != RF_NO_INDEX || grow(slab))
+        conn = pop(slab, &slab->free_head);
+    else
         return NULL;
-    conn = rf_slab_at(slab, slab->free_head);
-    slab->free_head = conn->timers[0].next;
     slab->used++;
     *conn = (struct rf_conn){
-        .fd = {-1, -1},
+        .fd = {-1, conn->fd[RF_SERVICE]},
         .index = conn->index,
-        .generation = conn->generation + 1,
+        .generation = {conn->generation[RF_PEER], conn->generation[RF_SERVICE]},
+        .leg_source = conn->leg_source,
     };
-    if (conn->generation == 0) /* wrapped: 0 marks events that are no connection's */
-        conn->generation = 1;
     return conn;
 }
 
 void rf_slab_put(struct rf_slab *slab, struct rf_conn *conn)
 {
     conn->state = RF_CONN_FREE;
-    conn->timers[0].next = slab->free_head;
-    slab->free_head = conn->index;
-    slab->used--;
+    push(&slab->freed_head, conn);
+}
+
+bool rf_slab_end_turn(struct rf_slab *slab)
+{
+    bool any = slab->freed_head != RF_NO_INDEX;
+
+    while (slab->freed_head != RF_NO_INDEX) {
+        struct rf_conn *conn = pop(slab, &slab->freed_head);
+
+        push(conn->fd[RF_SERVICE] < 0 ? &slab->free_head : &slab->spare_head, conn);
+        slab->used--;
+    }
+    return any;
 }

@@ -3,8 +3,8 @@
  *
  * Grows by a chunk at a time up to its capacity and keeps what it has: the
  * memory of a worker is that of its busiest moment, some 120 bytes a
- * connection. The free list is last in, first out, so that a busy reflector
- * works in few cache lines.
+ * connection. Free lists are last in, first out, so that a busy reflector works
+ * in few cache lines; slots with a spare leg go first.
  */
 #ifndef RF_SLAB_H
 #define RF_SLAB_H
@@ -18,15 +18,24 @@ struct rf_slab {
     uint32_t chunks_count;
     uint32_t capacity;
     uint32_t used;
-    uint32_t free_head; /* threaded through timers[0].next */
+    /* Lists threaded through timers[0].next: */
+    uint32_t spare_head; /* free, with a spare leg */
+    uint32_t free_head;  /* free, without */
+    uint32_t freed_head; /* freed in this turn, to be handed out from the next on */
 };
 
 int rf_slab_init(struct rf_slab *slab, uint32_t capacity);
 void rf_slab_fini(struct rf_slab *slab);
 
-/* NULL at capacity or when memory is short. Keeps index and generation, zeroes the rest. */
+/*
+ * NULL at capacity or when memory is short. Zeroes the connection but for its
+ * index, its generations and its spare leg, if it has one.
+ */
 struct rf_conn *rf_slab_get(struct rf_slab *slab);
 void rf_slab_put(struct rf_slab *slab, struct rf_conn *conn);
+
+/* The turn is over: what was put can be had again. True if there was any. */
+bool rf_slab_end_turn(struct rf_slab *slab);
 
 static inline struct rf_conn *rf_slab_at(struct rf_slab *slab, uint32_t index)
 {

@@ -64,14 +64,6 @@ void rf_worker_pause(struct rf_worker *worker)
     rf_accept_suspend(worker);
 }
 
-void rf_worker_made_room(struct rf_worker *worker)
-{
-    if (!worker->awaiting_slot)
-        return;
-    worker->awaiting_slot = false;
-    rf_accept_resume(worker);
-}
-
 /* Everybody who is in the queue now gets one turn; who comes back waits for the next round. */
 static void run_queue(struct rf_worker *worker)
 {
@@ -84,12 +76,10 @@ static void run_queue(struct rf_worker *worker)
 
         worker->run_head = index = conn->run_next;
         conn->flags &= (uint8_t)~RF_CONN_QUEUED;
-        if (conn->state == RF_CONN_CLOSED) {
+        if (conn->state == RF_CONN_CLOSED)
             rf_slab_put(&worker->conns, conn);
-            rf_worker_made_room(worker);
-        } else {
+        else
             rf_conn_service(worker, conn);
-        }
         index = worker->run_head;
         if (was_last)
             break;
@@ -162,7 +152,7 @@ static void dispatch(struct rf_worker *worker, const struct epoll_event *event)
         return;
     }
     conn = rf_slab_at(&worker->conns, number >> 1);
-    if (conn->generation != generation)
+    if (conn->generation[number & 1] != generation)
         return; /* told before the connection closed; its slot has been reused */
     switch ((enum rf_conn_state)conn->state) {
     case RF_CONN_CONNECTING:
@@ -176,20 +166,29 @@ static void dispatch(struct rf_worker *worker, const struct epoll_event *event)
     case RF_CONN_FREE:
     case RF_CONN_CLOSED:
     case RF_CONN_STATES:
-        break; /* told before it closed */
+        break; /* told before it closed, or a spare leg's */
     }
+}
+
+static void end_turn(struct rf_worker *worker)
+{
+    if (!rf_slab_end_turn(&worker->conns) || !worker->awaiting_slot)
+        return;
+    worker->awaiting_slot = false;
+    rf_accept_resume(worker);
 }
 
 static void publish_gauges(struct rf_worker *worker)
 {
     const uint32_t gauges[] = {
-        [RF_PIPES_IN_USE - RF_PIPES_IN_USE] = worker->pipes.in_use,
-        [RF_PIPES_IDLE - RF_PIPES_IN_USE] = worker->pipes.idle_count,
-        [RF_BUFFERS_IN_USE - RF_PIPES_IN_USE] = worker->buffers.in_use - !!worker->scratch,
+        [RF_SPARE_LEGS - RF_SPARE_LEGS] = worker->spare_legs,
+        [RF_PIPES_IN_USE - RF_SPARE_LEGS] = worker->pipes.in_use,
+        [RF_PIPES_IDLE - RF_SPARE_LEGS] = worker->pipes.idle_count,
+        [RF_BUFFERS_IN_USE - RF_SPARE_LEGS] = worker->buffers.in_use - !!worker->scratch,
     };
 
     for (unsigned i = 0; i < sizeof(gauges) / sizeof(gauges[0]); i++)
-        atomic_store_explicit(&worker->counters[RF_PIPES_IN_USE + i], gauges[i],
+        atomic_store_explicit(&worker->counters[RF_SPARE_LEGS + i], gauges[i],
                               memory_order_relaxed);
 }
 
@@ -205,6 +204,7 @@ void rf_worker_run(struct rf_worker *worker)
             dispatch(worker, &events[i]);
         run_queue(worker);
         expire(worker);
+        end_turn(worker);
         publish_gauges(worker);
     }
 }
@@ -248,6 +248,7 @@ void rf_worker_fini(struct rf_worker *worker)
 
         if (conn->state != RF_CONN_FREE && conn->state != RF_CONN_CLOSED)
             rf_conn_reset(worker, conn, RF_CLOSED_STOPPED);
+        rf_leg_drop_spare(worker, conn);
     }
     for (uint32_t i = 0; i < worker->settings->targets_count; i++) {
         if (worker->listener_fds[i] >= 0)

@@ -18,28 +18,9 @@
 #include "conn.h"
 #include "pipe.h"
 #include "reflector.h"
+#include "settings.h"
 #include "slab.h"
 #include "timer.h"
-
-/* What all workers of an engine read and none writes. */
-struct rf_settings {
-    uint32_t max_per_source;
-    uint32_t connect_timeout_ms;
-    uint32_t idle_timeout_ms;
-    uint32_t half_close_timeout_ms;
-    bool has_return_source[2]; /* IPv4, IPv6 */
-    union rf_address return_source[2];
-    struct rf_target *targets; /* one a mapping */
-    uint32_t targets_count;
-};
-
-/* A mapping as the workers see it: where it listens and where it returns to. */
-struct rf_target {
-    union rf_address address;
-    uint16_t return_port;
-    bool wildcard; /* the address that a peer dialled must be asked of each socket */
-    bool loops;    /* its return port leads, at once or by other mappings, back to itself */
-};
 
 /* What the owner of the engine wants of its workers. */
 enum rf_request {
@@ -75,6 +56,7 @@ struct rf_worker {
     uint32_t now_ms;
     uint32_t run_head, run_tail; /* connections that used up their rounds, in order */
     struct rf_slab conns;
+    uint32_t spare_legs; /* in free slots */
     struct rf_fifo timers[RF_TIMER_CLASSES];
     struct rf_pipes pipes;
     struct rf_buffers buffers;
@@ -114,8 +96,5 @@ void rf_worker_run_later(struct rf_worker *worker, struct rf_conn *conn);
 
 /* Stops accepting for a moment: descriptors or memory are short. */
 void rf_worker_pause(struct rf_worker *worker);
-
-/* A connection has ended: accepts again if that is what the worker waited for. */
-void rf_worker_made_room(struct rf_worker *worker);
 
 #endif
