@@ -83,7 +83,7 @@ bool rf_admission_enter(struct rf_admission *admission)
 {
     if (try_enter(admission))
         return true;
-    /* Say so first and look again: a connection that leaves in between sees it, or we see its room. */
+    /* Say so first and look again: whoever leaves in between sees it, or we see the room. */
     atomic_store(&admission->wanted, true);
     return try_enter(admission);
 }

@@ -181,7 +181,7 @@ void rf_leg_event(struct rf_worker *worker, struct rf_conn *conn, uint32_t event
         if (error != 0)
             conn->flags |= (uint8_t)RF_CONN_LOST(RF_SERVICE);
     } else if (events & EPOLLHUP || !(events & EPOLLOUT)) {
-        /* A leg that fails has an error: a hang-up alone was told of the spare, while it was idle. */
+        /* A leg that fails has an error. A hang-up alone is of the spare, when it was idle. */
         return;
     }
     if (connected_to_itself(conn)) {
