@@ -1,0 +1,1 @@
+"""What the behaviour tests stand on: scripted TCP peers, namespaces, real servers, leak checks."""
