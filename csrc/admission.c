@@ -9,8 +9,18 @@
 #include <unistd.h>
 
 #define GROUP_SLOTS 8U /* of 8 bytes: one cache line */
+/* 32 kB; and as many levels as RF_MAX_CONNECTIONS can ask for. */
+#define FIRST_LEVEL_GROUPS 512U
+#define LEVEL_FACTOR 4U
+#define LEVELS_MAX 9U
+
 #define COUNT_BITS 24U
 #define COUNT_MASK ((UINT64_C(1) << COUNT_BITS) - 1)
+
+struct level {
+    uint32_t first_slot;
+    uint32_t groups; /* a power of two */
+};
 
 struct rf_admission {
     _Alignas(64) atomic_uint entered;
@@ -18,35 +28,50 @@ struct rf_admission {
     _Alignas(64) atomic_bool wanted;
     uint32_t max_connections;
     uint32_t max_per_source;
-    uint32_t group_mask;
+    atomic_uint levels_used; /* only grows */
+    uint32_t levels_count;
+    struct level levels[LEVELS_MAX];
     uint64_t key[2];
     const int *wake_fds;
     uint32_t wake_fds_count;
     _Atomic uint64_t *slots;
 };
 
+/* The last level has four slots for every source that can be there at once. Number of slots. */
+static uint32_t lay_out_levels(struct rf_admission *a, uint32_t max_connections)
+{
+    uint32_t groups = FIRST_LEVEL_GROUPS;
+    uint32_t slots = 0;
+
+    a->levels_used = 1;
+    do {
+        a->levels[a->levels_count++] = (struct level){.first_slot = slots, .groups = groups};
+        slots += groups * GROUP_SLOTS;
+        groups *= LEVEL_FACTOR;
+    } while (a->levels_count < LEVELS_MAX &&
+             groups / LEVEL_FACTOR * GROUP_SLOTS / 4 < max_connections);
+    return slots;
+}
+
 int rf_admission_new(uint32_t max_connections, uint32_t max_per_source, const int *wake_fds,
                      uint32_t wake_fds_count, struct rf_admission **ret_admission)
 {
     struct rf_admission *a;
-    uint32_t groups = 1;
+    uint32_t slots;
 
-    /* Two slots for every source that can be there at once: a full group is then rare. */
-    while (groups < max_connections / (GROUP_SLOTS / 2) + 1)
-        groups *= 2;
     a = aligned_alloc(64, (sizeof(*a) + 63) / 64 * 64);
     if (!a)
         return -ENOMEM;
     memset(a, 0, sizeof(*a));
-    /* calloc: pages that no source ever hashes to are never touched. */
-    a->slots = calloc((size_t)groups * GROUP_SLOTS, sizeof(*a->slots));
+    slots = lay_out_levels(a, max_connections);
+    /* calloc: the pages of a level that is never used are never touched. */
+    a->slots = calloc(slots, sizeof(*a->slots));
     if (!a->slots) {
         free(a);
         return -ENOMEM;
     }
     a->max_connections = max_connections;
     a->max_per_source = max_per_source;
-    a->group_mask = groups - 1;
     a->wake_fds = wake_fds;
     a->wake_fds_count = wake_fds_count;
     if (getrandom(a->key, sizeof(a->key), GRND_NONBLOCK) != sizeof(a->key)) {
@@ -119,53 +144,81 @@ static uint64_t hash_source(const struct rf_admission *a, const union rf_address
                UINT64_C(0xe7037ed1a0b428db) ^ a->key[0]);
 }
 
-/* Counts one more in a slot that carries the tag; false when the tag left it meanwhile. */
-static bool count_up(struct rf_admission *a, uint32_t slot, uint64_t tag, bool *ret_limited)
+/* Counts one more in a slot if it carries the tag: then *ret_slot is set, maybe to "limited". */
+static bool count_up(struct rf_admission *a, uint32_t slot, uint64_t tag, uint32_t *ret_slot)
 {
     uint64_t value = atomic_load_explicit(&a->slots[slot], memory_order_relaxed);
 
-    while ((value & ~COUNT_MASK) == tag && value != 0) {
+    while ((value & ~COUNT_MASK) == tag) {
         if ((value & COUNT_MASK) >= a->max_per_source) {
-            *ret_limited = true;
+            *ret_slot = RF_NO_SOURCE;
             return true;
         }
         if (atomic_compare_exchange_weak(&a->slots[slot], &value, value + 1)) {
-            *ret_limited = false;
+            *ret_slot = slot;
             return true;
         }
     }
     return false;
 }
 
+static bool find(struct rf_admission *a, uint32_t first, uint64_t tag, uint32_t *ret_slot)
+{
+    for (uint32_t slot = first; slot < first + GROUP_SLOTS; slot++)
+        if (count_up(a, slot, tag, ret_slot))
+            return true;
+    return false;
+}
+
 /*
  * Two workers that meet a new source at the same instant both go for the first
- * empty slot of the group; the loser of the compare-and-swap looks again, finds
- * the tag and counts up. Only where a slot before it is freed in that very
- * instant can a source get two slots: its limit is then too kind until the
- * first of them empties, never too strict.
+ * empty slot of the group; the loser of the compare-and-swap finds the tag there
+ * and counts up. Only where a slot before it is freed in that very instant can a
+ * source get two slots: its limit is then too kind until the first of them
+ * empties, never too strict.
  */
-static bool enter_group(struct rf_admission *a, uint32_t first, uint64_t tag, uint32_t *ret_slot)
+static bool claim(struct rf_admission *a, uint32_t first, uint64_t tag, uint32_t *ret_slot)
 {
-    bool limited;
-
-again:
-    for (uint32_t slot = first; slot < first + GROUP_SLOTS; slot++) {
-        if (count_up(a, slot, tag, &limited)) {
-            *ret_slot = limited ? RF_NO_SOURCE : slot;
-            return true;
-        }
-    }
     for (uint32_t slot = first; slot < first + GROUP_SLOTS; slot++) {
         uint64_t empty = 0;
 
-        if (atomic_load_explicit(&a->slots[slot], memory_order_relaxed) != 0)
-            continue;
-        if (!atomic_compare_exchange_strong(&a->slots[slot], &empty, tag | 1))
-            goto again;
-        *ret_slot = slot;
-        return true;
+        if (atomic_compare_exchange_strong(&a->slots[slot], &empty, tag | 1)) {
+            *ret_slot = slot;
+            return true;
+        }
+        if (count_up(a, slot, tag, ret_slot))
+            return true;
     }
     return false;
+}
+
+static uint32_t group_of(const struct level *level, uint64_t hash)
+{
+    return level->first_slot + ((uint32_t)hash & (level->groups - 1)) * GROUP_SLOTS;
+}
+
+static void use_levels(struct rf_admission *a, uint32_t count)
+{
+    unsigned used = atomic_load_explicit(&a->levels_used, memory_order_relaxed);
+
+    while (used < count && !atomic_compare_exchange_weak(&a->levels_used, &used, count))
+        ;
+}
+
+/*
+ * All groups of the source are full, which takes thousands of sources at once.
+ * It gets the next slot there is, where it will not be found again: counted
+ * towards the total, but its own limit begins anew.
+ */
+static uint32_t claim_anywhere(struct rf_admission *a, uint64_t hash, uint64_t tag)
+{
+    const struct level *last = &a->levels[a->levels_count - 1];
+    uint32_t slot = RF_NO_SOURCE;
+
+    for (uint32_t i = 1; i < last->groups; i++)
+        if (claim(a, group_of(last, hash + i), tag, &slot))
+            break;
+    return slot;
 }
 
 uint32_t rf_admission_enter_source(struct rf_admission *admission, const union rf_address *peer)
@@ -173,15 +226,18 @@ uint32_t rf_admission_enter_source(struct rf_admission *admission, const union r
     uint64_t hash = hash_source(admission, peer);
     /* Group from the low bits, tag from the high ones; the bit keeps a tag from being 0. */
     uint64_t tag = (hash & ~COUNT_MASK) | (UINT64_C(1) << COUNT_BITS);
-    uint32_t group = (uint32_t)hash & admission->group_mask;
+    uint32_t used = atomic_load_explicit(&admission->levels_used, memory_order_relaxed);
     uint32_t slot;
 
-    for (uint32_t i = 0; i <= admission->group_mask; i++) {
-        if (enter_group(admission, group * GROUP_SLOTS, tag, &slot))
+    for (uint32_t i = 0; i < used; i++)
+        if (find(admission, group_of(&admission->levels[i], hash), tag, &slot))
             return slot;
-        group = (group + 1) & admission->group_mask;
+    for (uint32_t i = 0; i < admission->levels_count; i++) {
+        use_levels(admission, i + 1);
+        if (claim(admission, group_of(&admission->levels[i], hash), tag, &slot))
+            return slot;
     }
-    return RF_NO_SOURCE; /* not reached: there are more slots than connections */
+    return claim_anywhere(admission, hash, tag);
 }
 
 void rf_admission_leave_source(struct rf_admission *admission, uint32_t slot)

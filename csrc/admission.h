@@ -6,11 +6,13 @@
  * it takes no lock, and costs one atomic operation on a cache line of its own
  * and one on the line of the source, at accept and again at close.
  *
- * Sources are counted in a table of 64-bit slots: 40 bits of a keyed hash of
- * the address beside a 24-bit count. The key is random, so that no peer can
- * aim at the slot of another. A slot lies in the group (one cache line) that
- * the hash picks, or in the next one with room; a connection keeps its number
- * and releases it without looking.
+ * Sources are counted in 64-bit slots: 40 bits of a keyed hash of the address
+ * beside a 24-bit count. The key is random, so that no peer can aim at the slot
+ * of another. Slots come in levels, each four times the one before; a source
+ * has one group of slots (a cache line) in each and sits in the first that had
+ * room. So memory follows the number of sources, not the limit, and a lookup
+ * reads as many lines as there are levels in use. A connection keeps its slot's
+ * number and releases it without looking.
  */
 #ifndef RF_ADMISSION_H
 #define RF_ADMISSION_H
