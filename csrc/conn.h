@@ -80,8 +80,6 @@ enum rf_conn_state {
 #define RF_HALF_COPY (1U << 7)     /* never splice: the stream has had urgent bytes */
 #define RF_HALF_WRITTEN (1U << 8)  /* the sink has been written to */
 #define RF_HALF_NODELAY (1U << 9)  /* the sink has TCP_NODELAY */
-#define RF_HALF_READ (1U << 10)    /* the source has been read from */
-#define RF_HALF_INLINE (1U << 11)  /* the source has SO_OOBINLINE */
 
 /* One direction: from fd[side] to the other. */
 struct rf_half {

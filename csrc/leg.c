@@ -123,6 +123,7 @@ static int open_leg(struct rf_worker *worker, struct rf_conn *conn,
      * towards any peer: 28,000 legs in all instead of 28,000 to each (ip(7)).
      */
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on));
+    setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)); /* relay.c, carry_urgent */
     conn->leg_source = *source;
     rf_address_set_port(&conn->leg_source, 0);
     if (bind(fd, &conn->leg_source.any, rf_address_length(source)) < 0)

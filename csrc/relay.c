@@ -255,28 +255,11 @@ static enum step copy(struct relay *r)
 }
 
 /*
- * With SO_OOBINLINE an urgent byte keeps its place in the stream, so none gets
- * lost when it comes unannounced or when the next one overtakes it. The client
- * inherits it from the listener; the return leg, like TCP_NODELAY, gets it
- * once it is read from a second time.
- */
-static void set_inline(struct relay *r)
-{
-    static const int on = 1;
-
-    /* After a FIN nothing comes unannounced. */
-    if (r->side == RF_SERVICE && (r->half->flags & (RF_HALF_READ | RF_HALF_URGENT)) &&
-        !(r->half->flags & (RF_HALF_INLINE | RF_HALF_FIN_SEEN))) {
-        setsockopt(r->source, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on));
-        r->half->flags |= RF_HALF_INLINE;
-    }
-    r->half->flags |= RF_HALF_READ;
-}
-
-/*
  * Carries an urgent byte as one, at its place in the stream (tcp(7), RFC 6093):
  * reading stops in front of it by itself, so at the mark all before it is
- * passed on. STEP_WAIT: the sink must take it before anything behind it.
+ * passed on. Both sockets have SO_OOBINLINE, so one that comes unannounced, or
+ * is overtaken by the next, is still read, as an ordinary byte. STEP_WAIT: the
+ * sink must take it before anything behind it.
  */
 static enum step carry_urgent(struct relay *r)
 {
@@ -308,7 +291,6 @@ static enum step read_once(struct relay *r)
     /* A full sink would only make us hold the bytes. */
     if (!(r->half->flags & RF_HALF_WRITABLE) || !(r->half->flags & RF_HALF_READABLE))
         return STEP_WAIT;
-    set_inline(r);
     if (r->half->flags & RF_HALF_URGENT) {
         step = carry_urgent(r);
         if (step != STEP_ON || (r->half->flags & RF_HALF_EOF))
