@@ -48,7 +48,7 @@ static bool enter(struct rf_worker *worker)
 {
     if (worker->conns.used >= worker->conns.capacity)
         worker->awaiting_slot = true;
-    else if (rf_admission_enter(worker->admission))
+    else if (rf_admission_enter(worker->admission, worker->number))
         return true;
     rf_count(worker, RF_PAUSES_CONNECTIONS, 1);
     rf_accept_suspend(worker);
@@ -69,8 +69,7 @@ static void find_dialled(const struct rf_target *target, int fd, union rf_addres
     *ret_dialled = target->address;
     if (!target->wildcard)
         return;
-    /* Fails only for a socket that was reset meanwhile: the wildcard does as well for it. */
-    (void)getsockname(fd, &ret_dialled->any, &length);
+    (void)getsockname(fd, &ret_dialled->any, &length); /* of an accepted socket it does not fail */
     rf_address_unmap(ret_dialled);
 }
 
@@ -90,7 +89,7 @@ static void drop_for_want_of_memory(struct rf_worker *worker, int fd)
     rf_count(worker, RF_LEGS_LIMITED, 1);
     rf_count(worker, RF_LIMITED_RESOURCES, 1);
     rf_count(worker, RF_CLOSED_LEG_FAILED, 1);
-    rf_sys_reset_on_close(fd);
+    rf_sys_reset(fd);
     close(fd);
     rf_admission_leave(worker->admission);
 }
@@ -113,11 +112,13 @@ static void admit(struct rf_worker *worker, const struct rf_target *target, int 
 
     conn->source = rf_admission_enter_source(worker->admission, peer);
     if (conn->source == RF_NO_SOURCE) {
+        rf_leg_drop_spare(worker, conn);
         rf_leg_limited(worker, conn, RF_LIMITED_SOURCE);
         return;
     }
     find_dialled(target, fd, &dialled);
     if (would_loop(target, peer, &dialled)) {
+        rf_leg_drop_spare(worker, conn);
         rf_leg_limited(worker, conn, RF_LIMITED_LOOP);
         return;
     }
@@ -172,9 +173,12 @@ void rf_accept_some(struct rf_worker *worker, uint32_t target)
 void rf_accept_close(struct rf_worker *worker)
 {
     for (uint32_t i = 0; i < worker->settings->targets_count; i++) {
-        for (uint32_t n = 0; worker->accepting && n < CLOSING_BATCH; n++)
+        for (uint32_t n = 0; worker->accepting && n < CLOSING_BATCH; n++) {
+            if (n % BATCH_MAX == 0) /* for the connect timeouts: this can take its time */
+                worker->now_ms = rf_sys_now_ms();
             if (!accept_one(worker, i))
                 break;
+        }
     }
     rf_accept_suspend(worker);
     for (uint32_t i = 0; i < worker->settings->targets_count; i++) {

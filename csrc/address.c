@@ -23,6 +23,8 @@ int rf_address_parse(const char *text, uint16_t port, union rf_address *ret_addr
     } else if (inet_pton(AF_INET6, host, &address.v6.sin6_addr) == 1) {
         address.v6.sin6_family = AF_INET6;
         if (scope) {
+            if (!IN6_IS_ADDR_LINKLOCAL(&address.v6.sin6_addr))
+                return -EINVAL;
             address.v6.sin6_scope_id = if_nametoindex(scope + 1);
             if (address.v6.sin6_scope_id == 0)
                 address.v6.sin6_scope_id = (uint32_t)strtoul(scope + 1, NULL, 10);

@@ -19,7 +19,7 @@ union rf_address {
     struct sockaddr_in6 v6;
 };
 
-/* Numeric IPv4 or IPv6, the latter with an optional %scope. -EINVAL, -ENODEV (no such scope). */
+/* Numeric IPv4 or IPv6, link-local with an optional %scope. -EINVAL, -ENODEV (no such scope). */
 int rf_address_parse(const char *text, uint16_t port, union rf_address *ret_address);
 
 /* Turns a v4-mapped IPv6 address into plain IPv4; leaves others alone. */

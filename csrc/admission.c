@@ -24,8 +24,9 @@ struct level {
 
 struct rf_admission {
     _Alignas(64) atomic_uint entered;
-    /* Set by a worker before it sleeps for want of room, cleared by whoever wakes it. */
+    /* Set by a worker before it sleeps for want of room, cleared by whoever wakes it: some do, */
     _Alignas(64) atomic_bool wanted;
+    atomic_bool waiting[RF_MAX_WORKERS]; /* and these. */
     uint32_t max_connections;
     uint32_t max_per_source;
     atomic_uint levels_used; /* only grows */
@@ -33,7 +34,7 @@ struct rf_admission {
     struct level levels[LEVELS_MAX];
     uint64_t key[2];
     const int *wake_fds;
-    uint32_t wake_fds_count;
+    uint32_t workers_count;
     _Atomic uint64_t *slots;
 };
 
@@ -54,7 +55,7 @@ static uint32_t lay_out_levels(struct rf_admission *a, uint32_t max_connections)
 }
 
 int rf_admission_new(uint32_t max_connections, uint32_t max_per_source, const int *wake_fds,
-                     uint32_t wake_fds_count, struct rf_admission **ret_admission)
+                     uint32_t workers_count, struct rf_admission **ret_admission)
 {
     struct rf_admission *a;
     uint32_t slots;
@@ -73,7 +74,7 @@ int rf_admission_new(uint32_t max_connections, uint32_t max_per_source, const in
     a->max_connections = max_connections;
     a->max_per_source = max_per_source;
     a->wake_fds = wake_fds;
-    a->wake_fds_count = wake_fds_count;
+    a->workers_count = workers_count;
     if (getrandom(a->key, sizeof(a->key), GRND_NONBLOCK) != sizeof(a->key)) {
         struct timespec now;
 
@@ -96,7 +97,7 @@ void rf_admission_free(struct rf_admission *admission)
 
 static bool try_enter(struct rf_admission *a)
 {
-    unsigned entered = atomic_load_explicit(&a->entered, memory_order_relaxed);
+    unsigned entered = atomic_load(&a->entered);
 
     while (entered < a->max_connections)
         if (atomic_compare_exchange_weak(&a->entered, &entered, entered + 1))
@@ -104,11 +105,12 @@ static bool try_enter(struct rf_admission *a)
     return false;
 }
 
-bool rf_admission_enter(struct rf_admission *admission)
+bool rf_admission_enter(struct rf_admission *admission, uint32_t worker)
 {
     if (try_enter(admission))
         return true;
     /* Say so first and look again: whoever leaves in between sees it, or we see the room. */
+    atomic_store(&admission->waiting[worker], true);
     atomic_store(&admission->wanted, true);
     return try_enter(admission);
 }
@@ -120,8 +122,9 @@ void rf_admission_leave(struct rf_admission *admission)
     atomic_fetch_sub(&admission->entered, 1);
     if (!atomic_load(&admission->wanted) || !atomic_exchange(&admission->wanted, false))
         return;
-    for (uint32_t i = 0; i < admission->wake_fds_count; i++)
-        (void)!write(admission->wake_fds[i], &one, sizeof(one));
+    for (uint32_t i = 0; i < admission->workers_count; i++)
+        if (atomic_exchange(&admission->waiting[i], false))
+            (void)!write(admission->wake_fds[i], &one, sizeof(one));
 }
 
 /* Multiply-fold, the mixer of wyhash: full avalanche in one multiplication. */
@@ -182,7 +185,8 @@ static bool claim(struct rf_admission *a, uint32_t first, uint64_t tag, uint32_t
     for (uint32_t slot = first; slot < first + GROUP_SLOTS; slot++) {
         uint64_t empty = 0;
 
-        if (atomic_compare_exchange_strong(&a->slots[slot], &empty, tag | 1)) {
+        if (atomic_load_explicit(&a->slots[slot], memory_order_relaxed) == 0 &&
+            atomic_compare_exchange_strong(&a->slots[slot], &empty, tag | 1)) {
             *ret_slot = slot;
             return true;
         }
@@ -206,9 +210,8 @@ static void use_levels(struct rf_admission *a, uint32_t count)
 }
 
 /*
- * All groups of the source are full, which takes thousands of sources at once.
- * It gets the next slot there is, where it will not be found again: counted
- * towards the total, but its own limit begins anew.
+ * All groups of the source are full, which takes thousands of sources at once:
+ * it gets the next slot there is.
  */
 static uint32_t claim_anywhere(struct rf_admission *a, uint64_t hash, uint64_t tag)
 {

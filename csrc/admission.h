@@ -18,6 +18,7 @@
 #define RF_ADMISSION_H
 
 #include "address.h"
+#include "reflector.h"
 
 struct rf_admission;
 
@@ -25,15 +26,15 @@ struct rf_admission;
 #define RF_NO_SOURCE UINT32_MAX
 
 /*
- * wake_fds: the workers' eventfds, written when room appears that a worker
- * waits for. They stay the caller's. -ENOMEM.
+ * wake_fds: an eventfd for each worker, written when room appears that it waits
+ * for. They stay the caller's. -ENOMEM.
  */
 int rf_admission_new(uint32_t max_connections, uint32_t max_per_source, const int *wake_fds,
-                     uint32_t wake_fds_count, struct rf_admission **ret_admission);
+                     uint32_t workers_count, struct rf_admission **ret_admission);
 void rf_admission_free(struct rf_admission *admission);
 
-/* Takes one of the connections; false (and the worker will be woken) when all are taken. */
-bool rf_admission_enter(struct rf_admission *admission);
+/* Takes one of the connections; false, and the worker will be woken, when all are taken. */
+bool rf_admission_enter(struct rf_admission *admission, uint32_t worker);
 void rf_admission_leave(struct rf_admission *admission);
 
 /* Takes one of the connections of a source: its slot, or RF_NO_SOURCE at the limit. */

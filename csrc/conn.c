@@ -11,6 +11,9 @@
 #include "sys.h"
 #include "worker.h"
 
+/* While RESETTING: how long to look every few milliseconds; a reader that stalls can wait. */
+#define LOOK_OFTEN_MS 200U
+
 /* The drawing of conn.h as a table: the states that each state may move to. */
 static const uint8_t transitions[RF_CONN_STATES] = {
     [RF_CONN_FREE] = 1U << RF_CONN_CONNECTING,
@@ -113,8 +116,6 @@ static void relay_side(struct rf_worker *worker, struct rf_conn *conn, enum rf_s
         rf_worker_run_later(worker, conn);
         break;
     case RF_RELAY_WAIT:
-    case RF_RELAY_ENDED:
-    case RF_RELAY_RESET:
         break;
     }
 }
@@ -125,6 +126,13 @@ static uint32_t unacknowledged(int fd)
     int bytes = 0;
 
     return ioctl(fd, SIOCOUTQ, &bytes) < 0 ? 0 : (uint32_t)bytes;
+}
+
+static bool looked_long(const struct rf_worker *worker, const struct rf_conn *conn)
+{
+    uint32_t since_ms = conn->reset_by_ms - worker->settings->half_close_timeout_ms;
+
+    return worker->now_ms - since_ms > LOOK_OFTEN_MS;
 }
 
 /*
@@ -139,7 +147,8 @@ static void reset_when_acknowledged(struct rf_worker *worker, struct rf_conn *co
         (int32_t)(worker->now_ms - conn->reset_by_ms) >= 0)
         rf_conn_reset(worker, conn, (enum rf_counter)conn->reason);
     else
-        rf_worker_arm(worker, conn, RF_TIMER_ACKED);
+        rf_worker_arm(worker, conn, looked_long(worker, conn) ? RF_TIMER_ACKED_LATE
+                                                              : RF_TIMER_ACKED);
 }
 
 static void begin_reset(struct rf_worker *worker, struct rf_conn *conn, enum rf_side lost)
@@ -233,6 +242,7 @@ void rf_conn_expired(struct rf_worker *worker, struct rf_conn *conn)
             rf_conn_reset(worker, conn, RF_CLOSED_HALF_CLOSE);
         break;
     case RF_TIMER_ACKED:
+    case RF_TIMER_ACKED_LATE:
         reset_when_acknowledged(worker, conn);
         break;
     case RF_TIMER_KEEPALIVE: /* threads through timers[1], never the class of timers[0] */
@@ -244,9 +254,9 @@ void rf_conn_expired(struct rf_worker *worker, struct rf_conn *conn)
 
 void rf_conn_reset(struct rf_worker *worker, struct rf_conn *conn, enum rf_counter reason)
 {
-    for (enum rf_side side = RF_PEER; side <= RF_SERVICE; side++)
-        if (conn->fd[side] >= 0 && !(conn->flags & RF_CONN_LOST(side)))
-            rf_sys_reset_on_close(conn->fd[side]);
+    rf_sys_reset(conn->fd[RF_PEER]);
+    if (conn->state != RF_CONN_CONNECTING) /* else there is nobody to tell */
+        rf_sys_reset(conn->fd[RF_SERVICE]);
     rf_conn_close(worker, conn, reason);
 }
 

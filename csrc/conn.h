@@ -43,7 +43,6 @@
 #include "timer.h"
 
 struct rf_worker;
-struct rf_listener;
 
 /* The two sides; fd[side] and halves[side] belong to it. */
 enum rf_side {
@@ -68,6 +67,7 @@ enum rf_conn_state {
 #define RF_CONN_KEEPALIVE_DUE (1U << 4)   /* armed: keepalive of the leg not yet set */
 #define RF_CONN_SAME_HOST (1U << 5)       /* peer and dialled address are the same */
 #define RF_CONN_LEG_OVER (1U << 6)        /* rf_leg_over said so: fit for a spare */
+#define RF_CONN_SCOPED (1U << 7)          /* the peer is link-local */
 
 /* Flags of a half. */
 #define RF_HALF_READABLE (1U << 0) /* the source may have bytes: no EAGAIN since the last event */

@@ -23,13 +23,16 @@
 #include "sys.h"
 #include "worker.h"
 
-/* Descriptors of a table that are nobody's connection: standard streams, epoll, spares. */
+/* Descriptors of a table that are nobody's connection: standard streams, epoll, some to spare. */
 #define SPARE_DESCRIPTORS 32U
 
 /* In a table that is shared with the rest of the process. */
 #define SHARED_DESCRIPTORS 128U
 
 #define MAX_PIPES 256U
+
+/* However many descriptors there are: what a machine of some GB can hold in the kernel. */
+#define DEFAULT_MAX_CONNECTIONS (1U << 20)
 
 enum phase {
     PHASE_NEW,
@@ -61,7 +64,7 @@ struct rf_engine {
     uint32_t started;
     uint32_t running;
     int start_error;
-    bool joining;
+    bool busy; /* starting or stopping: who else wants to must wait */
 };
 
 const char *rf_counter_name(unsigned counter)
@@ -117,18 +120,19 @@ static uint32_t resolved_max_connections(const struct rf_engine *engine)
 
     if (engine->max_connections != 0)
         return engine->max_connections;
-    return all > RF_MAX_CONNECTIONS ? RF_MAX_CONNECTIONS : (uint32_t)all;
+    return all > DEFAULT_MAX_CONNECTIONS ? DEFAULT_MAX_CONNECTIONS : (uint32_t)all;
 }
 
 static int make_workers(struct rf_engine *engine)
 {
     uint32_t targets = engine->settings.targets_count;
 
-    engine->workers = calloc(engine->workers_count, sizeof(*engine->workers));
+    engine->workers = aligned_alloc(64, engine->workers_count * sizeof(*engine->workers));
     engine->wake_fds = malloc(engine->workers_count * sizeof(*engine->wake_fds));
     engine->listener_fds = malloc((size_t)engine->workers_count * targets * sizeof(int));
     if (!engine->workers || !engine->wake_fds || !engine->listener_fds)
         return -ENOMEM;
+    memset(engine->workers, 0, engine->workers_count * sizeof(*engine->workers));
     memset(engine->wake_fds, -1, engine->workers_count * sizeof(int));
     memset(engine->listener_fds, -1, (size_t)engine->workers_count * targets * sizeof(int));
     for (uint32_t i = 0; i < engine->workers_count; i++) {
@@ -324,7 +328,6 @@ static int spawn_all(struct rf_engine *engine)
     sigset_t all, before;
     int r = 0;
 
-    engine->phase = PHASE_TABLES;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (uint32_t i = 0; i < engine->workers_count && r == 0; i++) {
@@ -349,23 +352,52 @@ static bool all_own_tables(const struct rf_engine *engine)
     return all;
 }
 
+static void close_listeners(struct rf_engine *engine, uint32_t worker)
+{
+    const int *fds = &engine->listener_fds[(size_t)worker * engine->settings.targets_count];
+
+    for (uint32_t i = 0; i < engine->settings.targets_count; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+}
+
 /* Workers with a table of their own have copies; the others use these and close them. */
 static void close_copies(struct rf_engine *engine)
 {
-    for (uint32_t i = 0; i < engine->workers_count; i++) {
-        struct rf_worker *worker = &engine->workers[i];
+    for (uint32_t i = 0; i < engine->started; i++)
+        if (engine->workers[i].own_table)
+            close_listeners(engine, i);
+}
 
-        for (uint32_t j = 0; worker->own_table && j < engine->settings.targets_count; j++)
-            close(worker->listener_fds[j]);
-    }
+/* Takes the right to start or to stop the engine; false if it is not in the phase for it. */
+static bool begin(struct rf_engine *engine, enum phase first, enum phase last)
+{
+    bool allowed;
+
+    pthread_mutex_lock(&engine->lock);
+    while (engine->busy)
+        pthread_cond_wait(&engine->changed, &engine->lock);
+    allowed = engine->phase >= first && engine->phase <= last;
+    engine->busy = allowed;
+    pthread_mutex_unlock(&engine->lock);
+    return allowed;
+}
+
+static void end(struct rf_engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    engine->busy = false;
+    pthread_cond_broadcast(&engine->changed);
+    pthread_mutex_unlock(&engine->lock);
 }
 
 int rf_engine_start(struct rf_engine *engine, struct rf_failure *ret_failure)
 {
     int r;
 
-    if (engine->phase != PHASE_NEW)
+    if (!begin(engine, PHASE_NEW, PHASE_NEW))
         return -EALREADY;
+    enter_phase(engine, PHASE_TABLES);
     *ret_failure = (struct rf_failure){.syscall = "pthread_create", .mapping = -1};
     r = spawn_all(engine);
     go_through(engine, PHASE_TABLES);
@@ -377,10 +409,11 @@ int rf_engine_start(struct rf_engine *engine, struct rf_failure *ret_failure)
                              engine->wake_fds, engine->workers_count, &engine->admission);
     }
     if (r == 0) {
-        ret_failure->syscall = "epoll_create1";
+        ret_failure->syscall = NULL;
         r = go_through(engine, PHASE_INIT);
     }
     enter_phase(engine, r == 0 ? PHASE_RUN : PHASE_ABORT);
+    end(engine);
     if (r < 0)
         rf_engine_stop(engine);
     return r;
@@ -401,13 +434,6 @@ uint32_t rf_engine_workers(const struct rf_engine *engine)
 uint32_t rf_engine_max_connections(const struct rf_engine *engine)
 {
     return resolved_max_connections(engine);
-}
-
-static void close_unstarted(struct rf_engine *engine)
-{
-    for (uint32_t i = 0; i < engine->workers_count * engine->settings.targets_count; i++)
-        if (engine->listener_fds[i] >= 0)
-            close(engine->listener_fds[i]);
 }
 
 static void make_request(struct rf_engine *engine, enum rf_request request)
@@ -449,27 +475,15 @@ int rf_engine_wait(struct rf_engine *engine, uint32_t timeout_ms)
     return -r;
 }
 
-/* Several threads may stop at once: one joins, the others wait for it. */
 void rf_engine_stop(struct rf_engine *engine)
 {
-    bool unstarted;
-
-    pthread_mutex_lock(&engine->lock);
-    while (engine->joining)
-        pthread_cond_wait(&engine->changed, &engine->lock);
-    if (engine->phase == PHASE_ENDED) {
-        pthread_mutex_unlock(&engine->lock);
+    if (!begin(engine, PHASE_NEW, PHASE_ABORT))
         return;
-    }
-    engine->joining = true;
-    unstarted = engine->phase == PHASE_NEW;
     make_request(engine, RF_REQUEST_STOP);
-    pthread_mutex_unlock(&engine->lock);
-
     for (uint32_t i = 0; i < engine->started; i++)
         pthread_join(engine->workers[i].thread, NULL);
-    if (unstarted)
-        close_unstarted(engine);
+    for (uint32_t i = engine->started; i < engine->workers_count; i++)
+        close_listeners(engine, i); /* of a worker that never was */
 
     pthread_mutex_lock(&engine->lock);
     for (uint32_t i = 0; i < engine->workers_count; i++) {
@@ -477,10 +491,9 @@ void rf_engine_stop(struct rf_engine *engine)
             close(engine->wake_fds[i]);
         engine->wake_fds[i] = -1;
     }
-    engine->joining = false;
     engine->phase = PHASE_ENDED;
-    pthread_cond_broadcast(&engine->changed);
     pthread_mutex_unlock(&engine->lock);
+    end(engine);
 }
 
 void rf_engine_stats(const struct rf_engine *engine, struct rf_stats *ret_stats)

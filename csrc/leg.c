@@ -70,14 +70,15 @@ bool rf_leg_over(const struct rf_conn *conn)
 
 bool rf_leg_keep_spare(struct rf_worker *worker, struct rf_conn *conn)
 {
-    static const struct sockaddr nobody = {.sa_family = AF_UNSPEC};
-
-    /* Only after a short connection: keepalive not yet set. */
+    /*
+     * Only after a short connection, keepalive not yet set, and not towards a
+     * link-local address: that leaves the socket bound to the interface.
+     */
     if (!(conn->flags & RF_CONN_LEG_OVER) || !(conn->flags & RF_CONN_KEEPALIVE_DUE) ||
-        worker->spare_legs >= SPARE_LEGS_MAX)
+        (conn->flags & RF_CONN_SCOPED) || worker->spare_legs >= SPARE_LEGS_MAX)
         return false;
-    /* Disconnects (connect(2)): the address stays bound, the port has been given back. */
-    if (connect(conn->fd[RF_SERVICE], &nobody, sizeof(nobody)) < 0)
+    /* Disconnected, the address stays bound, the port has been given back. */
+    if (rf_sys_reset(conn->fd[RF_SERVICE]) < 0)
         return false;
     worker->spare_legs++;
     return true;
@@ -142,6 +143,8 @@ void rf_leg_connect(struct rf_worker *worker, struct rf_conn *conn, const union 
 
     if (rf_address_same_host(source, destination))
         conn->flags |= RF_CONN_SAME_HOST;
+    if (destination->any.sa_family == AF_INET6 && destination->v6.sin6_scope_id != 0)
+        conn->flags |= RF_CONN_SCOPED;
     if (!connect_spare(worker, conn, source, destination))
         r = open_leg(worker, conn, source, destination);
     if (r < 0)

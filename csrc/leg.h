@@ -7,8 +7,8 @@
  *
  * Spare legs: a check that ended cleanly leaves a socket that can connect
  * again. It stays with its slot, bound and registered, and saves the next
- * connection socket, two setsockopt, bind and epoll_ctl, and this one its close:
- * a tenth of a check's cost (docs/ARCHITECTURE.md).
+ * connection five calls: socket, two setsockopt, bind and epoll_ctl
+ * (docs/ARCHITECTURE.md).
  */
 #ifndef RF_LEG_H
 #define RF_LEG_H

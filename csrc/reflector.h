@@ -58,6 +58,7 @@ struct rf_failure {
     X(LEGS_TIMED_OUT, "legs_timed_out", "return legs that got no answer in time")                 \
     X(LEGS_UNREACHABLE, "legs_unreachable", "return legs without a way to the peer")              \
     X(LEGS_LIMITED, "legs_limited", "return legs not tried: a limit of ours")                     \
+    X(LEGS_STOPPED, "legs_stopped", "return legs cut short: the engine was stopped")              \
     X(LIMITED_SOURCE, "limited_source", "... because the peer had too many connections")          \
     X(LIMITED_LOOP, "limited_loop", "... because the leg would come back to a reflector port")    \
     X(LIMITED_RESOURCES, "limited_resources", "... because descriptors, ports or memory ran out") \
@@ -117,7 +118,8 @@ uint32_t rf_engine_max_connections(const struct rf_engine *engine);
 
 /*
  * Closes the listeners; a worker ends when its last connection has. Connections
- * that the kernel had already taken into the backlog are still served.
+ * that the kernel had already taken into the backlog are still served, as far
+ * as the limits have room at that instant; the others are reset.
  */
 void rf_engine_stop_accepting(struct rf_engine *engine);
 

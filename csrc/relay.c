@@ -53,6 +53,7 @@ enum step {
     STEP_ON,    /* go on with this round */
     STEP_WAIT,  /* the source is empty or the sink full */
     STEP_LATER, /* memory is short: try again in a later turn */
+    STEP_COPY,  /* this cannot be spliced */
     STEP_SINK_LOST,
 };
 
@@ -93,7 +94,7 @@ static enum step write_failed(struct relay *r)
     return STEP_WAIT;
 }
 
-/* The source is read to its end, by FIN or by failure. */
+/* The source has failed: there is no more to read. */
 static void read_failed(struct relay *r)
 {
     r->conn->flags |= (uint8_t)RF_CONN_LOST(r->side);
@@ -150,7 +151,7 @@ static enum step flush(struct relay *r)
     return r->half->buffer ? flush_buffer(r) : flush_pipe(r);
 }
 
-/* One splice into a pipe of our own; STEP_LATER means: copy instead. */
+/* One splice into a pipe of our own. */
 static enum step fill_pipe(struct relay *r)
 {
     struct rf_half *half = r->half;
@@ -158,7 +159,7 @@ static enum step fill_pipe(struct relay *r)
     ssize_t n;
 
     if (!pipe)
-        return STEP_LATER;
+        return STEP_COPY;
     n = splice(r->source, NULL, pipe->write_fd, NULL, pipe->capacity,
                SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
     if (n > 0) {
@@ -181,7 +182,7 @@ static enum step fill_pipe(struct relay *r)
     /* The end, or an urgent byte in the way: recv knows which. */
     half->flags &= (uint16_t)~RF_HALF_SPLICE;
     half->full_reads = 0;
-    return STEP_LATER;
+    return STEP_COPY;
 }
 
 /* Passes on what lies in the scratch buffer; what the sink leaves stays with the half. */
@@ -298,23 +299,27 @@ static enum step read_once(struct relay *r)
     }
     if ((r->half->flags & (RF_HALF_SPLICE | RF_HALF_COPY)) == RF_HALF_SPLICE) {
         step = fill_pipe(r);
-        if (step != STEP_LATER)
+        if (step != STEP_COPY)
             return step;
     }
     return copy(r);
 }
 
+/* All is passed on: what remains is the FIN. The reset of a lost source is conn.c's. */
 static enum rf_relay_result pass_end(struct relay *r)
 {
-    struct rf_half *other = &r->conn->halves[rf_other(r->side)];
+    const struct rf_half *other = &r->conn->halves[rf_other(r->side)];
 
     r->half->flags |= RF_HALF_ENDED;
     if (r->conn->flags & RF_CONN_LOST(r->side))
-        return RF_RELAY_RESET;
-    /* When this was the last half, closing says the same as shutdown would. */
-    if (!(other->flags & RF_HALF_ENDED) && shutdown(r->sink, SHUT_WR) < 0)
-        return RF_RELAY_SINK_LOST;
-    return RF_RELAY_ENDED;
+        return RF_RELAY_WAIT;
+    /*
+     * When this was the last half, closing says the same as shutdown would;
+     * unless a forked child may hold the socket too, in a shared table.
+     */
+    if ((other->flags & RF_HALF_ENDED) && r->worker->own_table)
+        return RF_RELAY_WAIT;
+    return shutdown(r->sink, SHUT_WR) < 0 ? RF_RELAY_SINK_LOST : RF_RELAY_WAIT;
 }
 
 enum rf_relay_result rf_relay_run(struct rf_worker *worker, struct rf_conn *conn,

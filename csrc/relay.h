@@ -7,10 +7,8 @@
 #include "conn.h"
 
 enum rf_relay_result {
-    RF_RELAY_WAIT,      /* nothing more until the next event */
+    RF_RELAY_WAIT,      /* nothing more until the next event; or ever, if RF_HALF_ENDED */
     RF_RELAY_AGAIN,     /* its rounds are used up: others first, then again */
-    RF_RELAY_ENDED,     /* the source's FIN, and all before it, has been passed on */
-    RF_RELAY_RESET,     /* the source is lost; all that had arrived from it is passed on */
     RF_RELAY_SINK_LOST, /* the sink takes no more, ever */
 };
 

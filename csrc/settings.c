@@ -34,8 +34,10 @@ static int set_return_source(struct rf_settings *settings, const char *text, int
     if (!text)
         return 0;
     r = rf_address_parse(text, 0, address);
-    if (r < 0 || address->any.sa_family != family)
-        return r < 0 ? r : -EINVAL;
+    if (r < 0)
+        return r;
+    if (address->any.sa_family != family || rf_address_is_wildcard(address))
+        return -EINVAL;
     fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     r = fd < 0 || bind(fd, &address->any, rf_address_length(address)) < 0 ? -errno : 0;
     if (fd >= 0)
@@ -103,6 +105,7 @@ static int open_wildcard(struct rf_target *target, uint16_t port, uint32_t worke
     r = rf_listener_open(&target->address, fds, workers, ret_syscall);
     if (r != -EAFNOSUPPORT && r != -EADDRNOTAVAIL)
         return r;
+    *ret_syscall = NULL;
     target->address.v4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port)};
     return rf_listener_open(&target->address, fds, workers, ret_syscall);
 }

@@ -1,6 +1,7 @@
 #include "sys.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/epoll.h>
@@ -24,11 +25,11 @@ int rf_sys_watch(int epoll_fd, int fd, uint64_t token)
     return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
-void rf_sys_reset_on_close(int fd)
+int rf_sys_reset(int fd)
 {
-    static const struct linger hard = {.l_onoff = 1, .l_linger = 0};
+    static const struct sockaddr nobody = {.sa_family = AF_UNSPEC};
 
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof(hard));
+    return connect(fd, &nobody, sizeof(nobody)) < 0 ? -errno : 0;
 }
 
 static bool close_range_of(unsigned first, unsigned last)
@@ -66,6 +67,7 @@ bool rf_sys_take_table(const int *keep, size_t keep_count)
     return false;
 #else
     unsigned first = 0;
+    int null;
 
     if (unshare(CLONE_FILES) < 0)
         return false;
@@ -81,6 +83,12 @@ bool rf_sys_take_table(const int *keep, size_t keep_count)
         for (int fd = (int)first; fd < end; fd++)
             close(fd);
     }
+    /* What the C library writes to its standard error must not reach a peer. */
+    do
+        null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    while (null >= 0 && null < STDERR_FILENO);
+    if (null > STDERR_FILENO)
+        close(null);
     return true;
 #endif
 }

@@ -19,15 +19,20 @@
 /* Registers a connected socket once for all it can tell, edge-triggered. 0 or -errno. */
 int rf_sys_watch(int epoll_fd, int fd, uint64_t token);
 
-/* Makes the coming close send a RST and drop what is unsent (socket(7), SO_LINGER). */
-void rf_sys_reset_on_close(int fd);
+/*
+ * Disconnects a TCP socket (connect(2), AF_UNSPEC): where the connection is not
+ * over, with a RST, at once and also if a forked child holds the socket too.
+ * What is unsent is dropped. 0 or -errno.
+ */
+int rf_sys_reset(int fd);
 
 /* Closes two descriptors (-1: none), in one call where their numbers are neighbours. */
 void rf_sys_close_both(int a, int b);
 
 /*
  * Gives the calling thread a descriptor table of its own and closes in it all
- * but the kept ones, which must be in ascending order. False where the kernel
+ * but the kept ones, which must be in ascending order; /dev/null takes the place
+ * of the standard streams, which are the program's to close. False where the kernel
  * or a seccomp filter does not allow it: then nothing is closed.
  */
 bool rf_sys_take_table(const int *keep, size_t keep_count);

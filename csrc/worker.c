@@ -22,7 +22,9 @@
 /* While no buffer can be had to copy through. */
 #define MEMORY_RETRY_MS 10U
 
+/* Between looks whether all is acknowledged: at first, and once a reader has stalled. */
 #define ACKED_MS 5U
+#define ACKED_LATE_MS 100U
 
 /* A connection that lives this long gets keepalive towards the service; a check does not. */
 #define KEEPALIVE_AFTER_MS 5000U
@@ -156,7 +158,8 @@ static void dispatch(struct rf_worker *worker, const struct epoll_event *event)
         return; /* told before the connection closed; its slot has been reused */
     switch ((enum rf_conn_state)conn->state) {
     case RF_CONN_CONNECTING:
-        rf_leg_event(worker, conn, event->events);
+        if (number & 1) /* the client is not registered yet */
+            rf_leg_event(worker, conn, event->events);
         break;
     case RF_CONN_OPEN:
     case RF_CONN_HALF_CLOSED:
@@ -217,6 +220,7 @@ int rf_worker_init(struct rf_worker *worker, uint32_t capacity, uint32_t max_pip
         [RF_TIMER_IDLE] = settings->idle_timeout_ms,
         [RF_TIMER_HALF_CLOSE] = settings->half_close_timeout_ms,
         [RF_TIMER_ACKED] = ACKED_MS,
+        [RF_TIMER_ACKED_LATE] = ACKED_LATE_MS,
         [RF_TIMER_KEEPALIVE] = KEEPALIVE_AFTER_MS,
     };
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = WAKE_TOKEN};
@@ -246,6 +250,8 @@ void rf_worker_fini(struct rf_worker *worker)
     for (uint32_t i = 0; i < rf_slab_end(&worker->conns); i++) {
         struct rf_conn *conn = rf_slab_at(&worker->conns, i);
 
+        if (conn->state == RF_CONN_CONNECTING)
+            rf_count(worker, RF_LEGS_STOPPED, 1);
         if (conn->state != RF_CONN_FREE && conn->state != RF_CONN_CLOSED)
             rf_conn_reset(worker, conn, RF_CLOSED_STOPPED);
         rf_leg_drop_spare(worker, conn);
@@ -255,6 +261,7 @@ void rf_worker_fini(struct rf_worker *worker)
             close(worker->listener_fds[i]);
         worker->listener_fds[i] = -1;
     }
+    RF_ASSERT(worker->spare_legs == 0);
     if (worker->epoll_fd >= 0)
         close(worker->epoll_fd);
     worker->epoll_fd = -1;

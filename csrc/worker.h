@@ -33,14 +33,16 @@ enum rf_timer_class {
     RF_TIMER_CONNECT,
     RF_TIMER_IDLE,
     RF_TIMER_HALF_CLOSE,
-    RF_TIMER_ACKED, /* look again whether the bytes before a reset are acknowledged */
+    RF_TIMER_ACKED,      /* look again whether the bytes before a reset are acknowledged */
+    RF_TIMER_ACKED_LATE, /* ... less often */
     RF_TIMER_KEEPALIVE,
     RF_TIMER_CLASSES,
     RF_TIMER_NONE = RF_TIMER_CLASSES
 };
 
 struct rf_worker {
-    const struct rf_settings *settings;
+    /* Starts a cache line: no worker writes to that of another. */
+    _Alignas(64) const struct rf_settings *settings;
     const atomic_uint *request; /* enum rf_request, set from outside before a write to wake_fd */
     struct rf_admission *admission;
     int epoll_fd;

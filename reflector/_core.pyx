@@ -8,6 +8,7 @@ Python's descriptors do not exist.
 
 import os
 
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free
 from libc.stdint cimport uint16_t, uint32_t
 
@@ -25,7 +26,11 @@ cdef object convert_error(int r, core.rf_failure *failure):
 
 
 cdef bytes encode(object text):
-    return None if text is None else text.encode()
+    if text is None:
+        return None
+    if "\0" in text:
+        raise ValueError("an address with a NUL in it")
+    return text.encode()
 
 
 cdef const char *pointer(bytes text):
@@ -43,7 +48,8 @@ cdef class Engine:
     the descriptors carry.
 
     Raises OSError with `syscall` and `mapping` (an index, or -1) where the
-    system says no, EINVAL for a value out of range.
+    system says no or, EINVAL, a value is out of range; OverflowError for a
+    number that is not even one of 32 bits, ValueError for a NUL in an address.
     """
 
     cdef core.rf_engine *engine
@@ -141,12 +147,19 @@ cdef class Engine:
     def wait(self, double timeout):
         """Waits up to `timeout` seconds; true once all workers have ended."""
         cdef core.rf_engine *engine = self.handle()
-        cdef uint32_t timeout_ms = <uint32_t>(min(max(timeout, 0.0), 86400.0) * 1000)
+        cdef uint32_t left_ms = <uint32_t>(min(max(timeout, 0.0), 86400.0) * 1000)
+        cdef uint32_t slice_ms
         cdef int r
 
-        with nogil:
-            r = core.rf_engine_wait(engine, timeout_ms)
-        return r == 0
+        # In slices, so that Ctrl-C is heard.
+        while True:
+            slice_ms = min(left_ms, 100)
+            with nogil:
+                r = core.rf_engine_wait(engine, slice_ms)
+            PyErr_CheckSignals()
+            left_ms -= slice_ms
+            if r == 0 or left_ms == 0:
+                return r == 0
 
     def stop(self):
         """Resets what still runs and joins the workers; safe to repeat."""

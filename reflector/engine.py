@@ -14,7 +14,7 @@ class Stats:
     """Counters of one reflector, summed over its workers, at one moment.
 
     All but the gauges at the end only grow. While no connection runs, ``accepted`` is the sum of
-    the five ``legs_*`` and also of the ``closed_*``.
+    the ``legs_*`` and also of the ``closed_*``.
     """
 
     #: connections taken from the listeners
@@ -26,6 +26,8 @@ class Stats:
     legs_timed_out: int
     legs_unreachable: int
     legs_limited: int
+    #: cut short by a stop while they were connecting
+    legs_stopped: int
     #: why legs were limited: too many of one source, a loop, or descriptors, memory or ports short
     limited_source: int
     limited_loop: int
