@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import reflector
 from support.lab import Lab
 from support.leaks import assert_back_to, holdings
 from support.namespaces import Namespace, why_no_namespaces
+
+import reflector
 
 
 def start_splice(mappings: list[str], **settings: Any) -> reflector.Reflector:

@@ -2,6 +2,8 @@
 
 import getpass
 import hashlib
+import os
+import pwd
 import random
 import socket
 import sys
@@ -13,9 +15,20 @@ from support.lab import NODE, REFLECTOR, Lab, Running
 from support.programs import Program, Sshd, find_program, run
 from support.timing import MB, scaled
 
+
+def has_account() -> bool:
+    """Whether the user of the test is one that sshd can know."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return True
+
+
 MISSING = {name: find_program(name) is None for name in ("sshd", "ssh", "scp", "curl", "nginx")}
 needs_ssh = pytest.mark.skipif(
-    MISSING["sshd"] or MISSING["ssh"] or MISSING["scp"], reason="no sshd, ssh or scp here"
+    MISSING["sshd"] or MISSING["ssh"] or MISSING["scp"] or not has_account(),
+    reason="no sshd, ssh or scp here, or no account for this user",
 )
 needs_curl = pytest.mark.skipif(MISSING["curl"], reason="no curl here")
 needs_nginx = pytest.mark.skipif(MISSING["nginx"] or MISSING["curl"], reason="no nginx or curl")

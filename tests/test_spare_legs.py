@@ -112,3 +112,16 @@ def test_many_checks_at_a_time_keep_a_bounded_number_of_spare_legs(lab: Lab) -> 
         path.running.wait_idle()
     assert 0 < path.count("spare_legs") <= 256
     assert path.count("legs_connected") == path.count("closed_finished") == 900
+
+
+def test_clients_past_a_limit_do_not_use_spare_legs_up(lab: Lab) -> None:
+    path = lab.path(workers=1, max_per_source=1)
+    for _ in range(20):
+        check(path)
+        path.running.wait_idle()
+        held = path.connect()
+        path.dial().expect_rst()
+        finish(*held)
+        path.running.wait_idle()
+    path.running.wait_count("spare_legs", 1)
+    assert path.count("limited_source") == 20

@@ -79,10 +79,7 @@ def test_core_modules_open_with_their_purpose() -> None:
 def test_core_names_are_prefixed() -> None:
     prototype = re.compile(r"^(?!static|typedef|#)[a-z][\w\s*]*?\b(\w+)\([^;{]*\);", re.MULTILINE)
     names = {
-        name
-        for path in CORE
-        if path.suffix == ".h"
-        for name in prototype.findall(path.read_text())
+        name for path in CORE if path.suffix == ".h" for name in prototype.findall(path.read_text())
     }
     assert names
     assert not {name for name in names if not name.startswith("rf_")}

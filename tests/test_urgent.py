@@ -91,6 +91,35 @@ def test_urgent_byte_before_rst(lab: Lab, side: str) -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("end", ["fin", "rst"])
+@pytest.mark.parametrize(
+    "pieces",
+    [[b"!"], [b"before", b"!"], [b"!", b"after"], [b"before", b"!", b"after"], [b"!", b"!"]],
+    ids=["alone", "end", "head", "middle", "two"],
+)
+def test_urgent_bytes_all_at_once_with_the_end(
+    lab: Lab, side: str, pieces: list[bytes], end: str
+) -> None:
+    """Often all of it has arrived before the reflector looks for the first time."""
+    path = lab.path()
+    for _ in range(30):
+        client = path.dial()
+        client.urgent_inline()
+        service = path.service.accept()
+        service.urgent_inline()
+        sender, receiver = (client, service) if side == "client" else (service, client)
+        for piece in pieces:
+            (sender.urgent if piece == b"!" else sender.send)(piece)
+        if end == "rst":
+            sender.wait_acknowledged()
+        getattr(sender, end)()
+        seen = receiver.read_to_end()
+        assert (seen.data, seen.ending.value) == (b"".join(pieces), end.upper())
+        for peer in (client, service):
+            peer.close()
+
+
+@pytest.mark.parametrize("side", SIDES)
 def test_urgent_byte_leaves_the_loop_at_rest(lab: Lab, side: str) -> None:
     path = lab.path()
     sender, receiver = ends(path, side)

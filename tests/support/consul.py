@@ -109,7 +109,7 @@ class Consul:
         wait_until(self._answers, "Consul to answer", 30)
 
     def status(self, name: str) -> str:
-        """"passing" or "critical", of one check."""
+        """Whether a check is "passing" or "critical" now."""
         return str(self._checks()[name]["Status"])
 
     def wait_status(self, name: str, wanted: str) -> None:

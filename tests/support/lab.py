@@ -12,7 +12,14 @@ from support.timing import wait_until
 NODE = "127.0.0.2"
 REFLECTOR = "127.0.0.3"
 
-LEGS = ("legs_connected", "legs_refused", "legs_timed_out", "legs_unreachable", "legs_limited")
+LEGS = (
+    "legs_connected",
+    "legs_refused",
+    "legs_timed_out",
+    "legs_unreachable",
+    "legs_limited",
+    "legs_stopped",
+)
 CLOSED = (
     "closed_finished",
     "closed_reset_by_peer",
@@ -35,7 +42,6 @@ class Running:
         before = thread_ids()
         self.reflector = start(mappings, **settings)
         self.tables = WorkerTables(before)
-        self.stopped_midway = False
 
     @property
     def port(self) -> int:
@@ -67,16 +73,12 @@ class Running:
             seconds=20,
         )
 
-    def stop(self) -> None:
-        """Reset what runs and end; connections cut while connecting end the counter identity."""
-        self.stopped_midway = self.stopped_midway or self.count("active") > 0
-        self.reflector.stop()
-
     def assert_settled(self) -> None:
         """With all peers gone: gauges at 0, counters in agreement, descriptors given back."""
         self.wait_idle()
-        if not self.stopped_midway:
-            wait_until(lambda: not disagreement(self.counts()), "the counters to agree", 2)
+        wait_until(
+            lambda: not disagreement(self.counts()), f"the counters to agree: {self.counts()}", 2
+        )
         wait_until(
             lambda: self.tables.grown() <= 2 * self.count("pipes_idle") + self.count("spare_legs"),
             "the workers' descriptor tables to be back at the start",
@@ -178,6 +180,7 @@ class Lab:
                 namespace.close()
         for running in self.engines:
             assert not any(running.count(name) for name in GAUGES), running.counts()
+            assert not disagreement(running.counts()), running.counts()
 
 
 def bracketed(address: str) -> str:
@@ -199,4 +202,3 @@ def finish(client: Peer, service: Peer) -> None:
     service.expect_fin()
     service.fin()
     client.expect_fin()
-

@@ -17,9 +17,9 @@ def thread_ids() -> set[int]:
     return {int(name) for name in os.listdir(_SELF_TASKS)}
 
 
-def descriptors(thread_id: int | None = None) -> dict[int, str]:
-    """Open descriptors and what they are, of one thread's table (the process's by default)."""
-    folder = Path("/proc/self/fd") if thread_id is None else _SELF_TASKS / str(thread_id) / "fd"
+def descriptors(process: int | str = "self", thread_id: int | None = None) -> dict[int, str]:
+    """Open descriptors and what they are, of a process, or of one thread's own table."""
+    folder = Path("/proc", str(process), *(["task", str(thread_id)] if thread_id else []), "fd")
     found = {}
     try:
         for name in os.listdir(folder):
@@ -101,7 +101,7 @@ class WorkerTables:
         return self._size() - self._start
 
     def _size(self) -> int:
-        return sum(len(descriptors(thread)) for thread in self._threads)
+        return sum(len(descriptors(thread_id=thread)) for thread in self._threads)
 
     def _settled_size(self) -> int:
         sizes: list[int] = []
