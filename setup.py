@@ -4,7 +4,7 @@ Environment switches (each mode keeps its objects in a directory of its own unde
     REFLECTOR_DEBUG=1                       -O0 -g and the assertions of csrc/ (RF_DEBUG)
     REFLECTOR_SANITIZE=address,undefined    -fsanitize of that, RF_SANITIZE; or
     REFLECTOR_SANITIZE=thread               the same and RF_SANITIZE_THREAD
-    REFLECTOR_WERROR=1                      warnings are errors, in the C core and in the Cython layer
+    REFLECTOR_WERROR=1                      warnings are errors, in C core and Cython layer
 """
 
 import os
@@ -31,7 +31,9 @@ SANITIZE = os.environ.get("REFLECTOR_SANITIZE", "")
 if not re.fullmatch(r"(|thread|address|undefined|address,undefined)", SANITIZE):
     sys.exit(f"REFLECTOR_SANITIZE={SANITIZE}: it may be address, undefined, both, or thread")
 
-MODE = "-".join(filter(None, (SANITIZE.replace(",", "-"), DEBUG and "debug"))) or "release"
+MODE = SANITIZE.replace(",", "-") or "release"
+if DEBUG:
+    MODE += "-debug"
 
 # A free-threaded interpreter has no Limited API before Python 3.15: its build is for itself alone.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -101,6 +103,7 @@ class BuildPerMode(build):
     """`build` with a directory of its own for each mode, so that no stale object is reused."""
 
     def initialize_options(self) -> None:
+        """Sets the default that --build-base overrides."""
         super().initialize_options()
         self.build_base = os.path.join("build", MODE)
 

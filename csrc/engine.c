@@ -54,7 +54,8 @@ struct rf_engine {
     uint32_t max_per_source;
     uint32_t capacity; /* connections of one worker */
     uint32_t max_pipes;
-    pid_t pid;
+    pid_t pid; /* of the process that made it */
+    struct rf_engine *next_abandoned;
     atomic_uint request; /* enum rf_request */
 
     pthread_mutex_t lock; /* for what follows; never taken by a worker that runs */
@@ -505,12 +506,27 @@ void rf_engine_stats(const struct rf_engine *engine, struct rf_stats *ret_stats)
                 atomic_load_explicit(&engine->workers[i].counters[c], memory_order_relaxed);
 }
 
+/*
+ * In a forked child: the threads are gone, in the middle of whatever they did,
+ * so there is nothing to stop and nothing that could safely be freed.
+ */
+static void abandon(struct rf_engine *engine)
+{
+    static struct rf_engine *abandoned; /* keeps it reachable, for leak checkers */
+
+    engine->next_abandoned = abandoned;
+    abandoned = engine;
+}
+
 void rf_engine_free(struct rf_engine *engine)
 {
     if (!engine)
         return;
-    /* A forked child has the memory but not the threads. */
-    if (engine->pid == getpid() && engine->wake_fds && engine->listener_fds) {
+    if (engine->pid != getpid()) {
+        abandon(engine);
+        return;
+    }
+    if (engine->wake_fds && engine->listener_fds) {
         rf_engine_stop(engine);
         pthread_cond_destroy(&engine->changed);
         pthread_mutex_destroy(&engine->lock);

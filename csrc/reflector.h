@@ -132,7 +132,7 @@ void rf_engine_stop(struct rf_engine *engine);
 /* Sums the counters of all workers; safe from any thread until rf_engine_free. */
 void rf_engine_stats(const struct rf_engine *engine, struct rf_stats *ret_stats);
 
-/* Stops and frees; NULL is fine. In a forked child it frees memory only. */
+/* Stops and frees; NULL is fine. In a forked child, which has no workers, it does neither. */
 void rf_engine_free(struct rf_engine *engine);
 
 #endif

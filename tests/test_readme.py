@@ -66,6 +66,8 @@ def test_the_python_example_runs() -> None:
 
 
 def test_the_figures_name_the_command_that_makes_them() -> None:
+    if not (ROOT / "dev").exists():
+        pytest.skip("this tree has no ./dev")
     for command in re.findall(r"`\./dev (\w+)", README):
         listed = subprocess.run([str(ROOT / "dev"), "help"], capture_output=True, text=True).stdout
         assert re.search(rf"^  {command}\b", listed, re.MULTILINE), command
