@@ -1,10 +1,11 @@
 #include "admission.h"
 
 #include <errno.h>
+#include <linux/random.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -75,7 +76,8 @@ int rf_admission_new(uint32_t max_connections, uint32_t max_per_source, const in
     a->max_per_source = max_per_source;
     a->wake_fds = wake_fds;
     a->workers_count = workers_count;
-    if (getrandom(a->key, sizeof(a->key), GRND_NONBLOCK) != sizeof(a->key)) {
+    /* By number: manylinux2014 has no function for it. */
+    if (syscall(SYS_getrandom, a->key, sizeof(a->key), GRND_NONBLOCK) != sizeof(a->key)) {
         struct timespec now;
 
         /* Too early after boot for the kernel's pool: the clock and the heap must do. */
