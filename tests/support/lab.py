@@ -79,10 +79,12 @@ class Running:
         wait_until(
             lambda: not disagreement(self.counts()), f"the counters to agree: {self.counts()}", 2
         )
-        wait_until(
-            lambda: self.tables.grown() <= 2 * self.count("pipes_idle") + self.count("spare_legs"),
-            "the workers' descriptor tables to be back at the start",
-        )
+        kept = 2 * self.count("pipes_idle") + self.count("spare_legs")
+        try:
+            wait_until(lambda: self.tables.grown() <= kept, "the workers' tables to be as at first")
+        except AssertionError as error:
+            tables = f"was {self.tables.at_start}, now {self.tables.contents()}, {kept} kept"
+            raise AssertionError(f"{error}: {tables}") from None
 
 
 def disagreement(counts: dict[str, int]) -> str:

@@ -98,6 +98,11 @@ class WorkerTables:
     def __init__(self, threads_before: set[int]) -> None:
         self._threads = thread_ids() - threads_before
         self._start = self._settled_size()
+        self.at_start = self.contents()
+
+    def contents(self) -> dict[int, dict[int, str]]:
+        """Every thread's table, now: for a message that shows what is left over."""
+        return {thread: descriptors(thread_id=thread) for thread in self._threads}
 
     def grown(self) -> int:
         """How many descriptors the tables hold beyond those at the start."""
