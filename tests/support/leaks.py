@@ -89,15 +89,21 @@ def pss_bytes(pid: int | str = "self") -> int:
 
 def under_sanitizer() -> bool:
     """Whether a sanitizer's own memory use makes figures of memory meaningless."""
-    return "san" in os.environ.get("LD_PRELOAD", "")
+    return "REFLECTOR_UNDER_SANITIZER" in os.environ
 
 
 class WorkerTables:
-    """The descriptor tables of an engine's worker threads, which need not be the process's."""
+    """The descriptor tables that an engine's worker threads have of their own.
+
+    Workers that share the process's table, as under ThreadSanitizer, are left out: what they hold
+    is seen when the engine has stopped.
+    """
 
     def __init__(self, threads_before: set[int]) -> None:
         self._threads = thread_ids() - threads_before
-        self._start = self._settled_size()
+        self._wait_settled()
+        shared = descriptors()
+        self._threads = {t for t, table in self.contents().items() if table != shared}
         self.at_start = self.contents()
 
     def contents(self) -> dict[int, dict[int, str]]:
@@ -106,18 +112,18 @@ class WorkerTables:
 
     def grown(self) -> int:
         """How many descriptors the tables hold beyond those at the start."""
-        return self._size() - self._start
+        return _total(self.contents()) - _total(self.at_start)
 
-    def _size(self) -> int:
-        return sum(len(descriptors(thread_id=thread)) for thread in self._threads)
-
-    def _settled_size(self) -> int:
+    def _wait_settled(self) -> None:
         sizes: list[int] = []
 
         def three_alike() -> bool:
-            sizes.append(self._size())
+            sizes.append(_total(self.contents()))
             time.sleep(0.01)
             return len(sizes) >= 3 and len(set(sizes[-3:])) == 1
 
         wait_until(three_alike, "the workers' descriptor tables to settle after the start")
-        return sizes[-1]
+
+
+def _total(tables: dict[int, dict[int, str]]) -> int:
+    return sum(map(len, tables.values()))
