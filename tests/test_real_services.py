@@ -17,12 +17,12 @@ from support.timing import MB, scaled
 
 
 def has_account() -> bool:
-    """Whether the user of the test is one that sshd can know."""
+    """Whether the user of the test is one that sshd can log in."""
     try:
-        pwd.getpwuid(os.geteuid())
+        shell = pwd.getpwuid(os.geteuid()).pw_shell
     except KeyError:
         return False
-    return True
+    return not shell.endswith(("nologin", "false"))
 
 
 MISSING = {name: find_program(name) is None for name in ("sshd", "ssh", "scp", "curl", "nginx")}
