@@ -94,6 +94,13 @@ static void drop_for_want_of_memory(struct rf_worker *worker, int fd)
     rf_admission_leave(worker->admission);
 }
 
+/* Resets a client whose leg is not even tried; a spare that came with the slot has no use then. */
+static void turn_away(struct rf_worker *worker, struct rf_conn *conn, enum rf_counter why)
+{
+    rf_leg_drop_spare(worker, conn);
+    rf_leg_limited(worker, conn, why);
+}
+
 static void admit(struct rf_worker *worker, const struct rf_target *target, int fd,
                   union rf_address *peer)
 {
@@ -112,14 +119,12 @@ static void admit(struct rf_worker *worker, const struct rf_target *target, int 
 
     conn->source = rf_admission_enter_source(worker->admission, peer);
     if (conn->source == RF_NO_SOURCE) {
-        rf_leg_drop_spare(worker, conn);
-        rf_leg_limited(worker, conn, RF_LIMITED_SOURCE);
+        turn_away(worker, conn, RF_LIMITED_SOURCE);
         return;
     }
     find_dialled(target, fd, &dialled);
     if (would_loop(target, peer, &dialled)) {
-        rf_leg_drop_spare(worker, conn);
-        rf_leg_limited(worker, conn, RF_LIMITED_LOOP);
+        turn_away(worker, conn, RF_LIMITED_LOOP);
         return;
     }
     rf_address_set_port(peer, target->return_port);

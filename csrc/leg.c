@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <netinet/tcp.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 

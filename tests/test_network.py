@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.bulk import Pump, pattern, read_digest, send_pattern
+from support.bulk import Pump, exchange_bulk, pattern
 from support.lab import Lab, Running, exchange, finish
 from support.leaks import under_sanitizer
 from support.namespaces import Namespace, join
@@ -138,21 +138,7 @@ def test_bulk_crosses_the_network_both_ways(lab: Lab, site: Site) -> None:
     service = site.serve(lab)
     running = site.reflect(lab)
     client, accepted = site.dial(lab), service.accept()
-    size = scaled(50 * MB)
-
-    def send(peer: Peer) -> str:
-        digest = send_pattern(peer, size)
-        peer.fin()
-        return digest
-
-    with (
-        Pump(send, client) as to_service,
-        Pump(send, accepted) as to_client,
-        Pump(read_digest, client) as at_client,
-        Pump(read_digest, accepted) as at_service,
-    ):
-        assert at_service.finish() == (size, to_service.finish())
-        assert at_client.finish() == (size, to_client.finish())
+    exchange_bulk(client, accepted, scaled(50 * MB))
     running.wait_count("closed_finished", 1)
 
 

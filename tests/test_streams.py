@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from support.bulk import Pump, echo, pattern, read_digest, send_pattern
+from support.bulk import Pump, echo, exchange_bulk, pattern, read_digest, send_pattern
 from support.lab import NODE, Lab, exchange, finish
 from support.leaks import assert_no_spin, pss_bytes, under_sanitizer
 from support.peer import Peer
@@ -35,21 +35,7 @@ def test_two_hundred_megabytes_one_way(lab: Lab, side: str) -> None:
 def test_both_ways_at_once(lab: Lab) -> None:
     path = lab.path()
     client, service = path.connect()
-    size = scaled(100 * MB)
-
-    def send(peer: Peer) -> str:
-        digest = send_pattern(peer, size)
-        peer.fin()
-        return digest
-
-    with (
-        Pump(send, client) as to_service,
-        Pump(send, service) as to_client,
-        Pump(read_digest, client) as at_client,
-        Pump(read_digest, service) as at_service,
-    ):
-        assert at_service.finish() == (size, to_service.finish())
-        assert at_client.finish() == (size, to_client.finish())
+    exchange_bulk(client, service, scaled(100 * MB))
     path.running.wait_count("closed_finished", 1)
 
 

@@ -93,3 +93,21 @@ class Pump(threading.Thread):
     ) -> None:
         if kind is None:
             self.finish()
+
+
+def exchange_bulk(client: Peer, service: Peer, size: int) -> None:
+    """Both sides send `size` bytes and FIN at once, and both get all of the other's."""
+
+    def send(peer: Peer) -> str:
+        digest = send_pattern(peer, size)
+        peer.fin()
+        return digest
+
+    with (
+        Pump(send, client) as to_service,
+        Pump(send, service) as to_client,
+        Pump(read_digest, client) as at_client,
+        Pump(read_digest, service) as at_service,
+    ):
+        assert at_service.finish() == (size, to_service.finish())
+        assert at_client.finish() == (size, to_client.finish())
