@@ -2,9 +2,9 @@
 
     python bench/behaviours.py [--json]
 
-Asks each proxy, configured as in rivals/, to carry a refusal, resets, a half-close and an urgent
-byte, and writes down what came out at the other end. Takes half a minute. Exit code: 0 when the
-reflector could be asked.
+Asks each proxy, configured as in versus/rivals/, to carry a refusal, resets, a half-close and an
+urgent byte, and writes down what came out at the other end. Takes half a minute. Exit code: 0 when
+the reflector could be asked.
 """
 
 import argparse
@@ -14,11 +14,10 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import place
 from place import BenchError
-from proxies import Proxy, find_haproxy, find_nginx, find_reflector
+from versus.proxies import FINDERS, NAMES, Proxy
 
 NODE = "127.0.0.2"
 DIALLED = "127.0.0.3"
@@ -28,6 +27,9 @@ BULK = 300_000
 
 #: seconds that a side waits for what should come
 PATIENCE = 6.0
+
+#: the proxies, by their keys in versus/proxies.py
+ASKED = ("reflector", "nginx", "haproxy")
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -177,20 +179,15 @@ def main() -> int:
     place.end_on_signals()
     seen: dict[str, dict[str, str]] = {}
     with place.tools() as tools:
-        finds: dict[str, Callable[[], Proxy]] = {
-            "reflector": partial(find_reflector, ""),
-            "nginx": partial(find_nginx, tools),
-            "HAProxy": partial(find_haproxy, tools),
-        }
-        for name, find in finds.items():
+        for key in ASKED:
             try:
-                proxy = find()
+                proxy = FINDERS[key](tools)
                 place.change_network()
-                seen[f"{name} {proxy.version}".strip()] = ask(proxy)
+                seen[f"{NAMES[key]} {proxy.info.version}"] = ask(proxy)
             except BenchError as error:
                 if not seen:
                     sys.exit(f"behaviours: the reflector could not be asked: {error}")
-                place.progress(f"{name} is left out: {error}")
+                place.progress(f"{NAMES[key]} is left out: {error}")
     print(json.dumps(seen, indent=2) if arguments.json else show(seen))
     return 0
 

@@ -41,6 +41,7 @@ def setting() -> dict[str, str | float]:
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "kernel": platform.release(),
         "cpu": _cpu_model(),
+        "congestion_control": place.congestion_control(),
         "cpus": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),

@@ -5,13 +5,23 @@
  * none) and is done when the bytes that it expects have come back.
  *
  *     check     expect the banner, close; another one in its place
- *     hold      echo a payload of its own, and stay; again for each line on stdin
+ *     keep      expect the banner, and stay
+ *     hold      echo a payload of its own, and stay; again in each further phase
  *     pingpong  echo a payload again and again
- *     pull      expect very many bytes, close
+ *     pull      ask with one byte, expect very many, close
+ *
+ * A phase is a count of exchanges (-n) or a time in which they begin (-d). It
+ * ends with a line of JSON on stdout: what happened in it, and the CPU that it
+ * cost this process. hold, and any mode with a warm-up (-w: a first phase of that
+ * length), goes on with another phase for each line on stdin, until that ends.
+ * So clocks can be read while nothing moves.
+ *
+ * A closed loop begins an exchange when another one has ended. An open one (-r)
+ * begins them by the clock, and counts latencies from the time at which each was
+ * due: a stall is felt by all whom it keeps waiting.
  *
  * One thread, edge-triggered epoll. Each connection leaves from one of a range
- * of source addresses: those are the nodes. Every phase ends with a line of
- * JSON on stdout.
+ * of source addresses: those are the nodes.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -24,8 +34,11 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "histogram.h"
 
 #ifndef IP_BIND_ADDRESS_NO_PORT
 #define IP_BIND_ADDRESS_NO_PORT 24
@@ -35,10 +48,13 @@
 #define BANNER_BYTES 40
 #define PAYLOAD_MAX 65536
 #define READ_MAX (1U << 20)
+#define NS 1000000000U
+/* How long an exchange may go on after the time of its phase; then it has failed. */
+#define GRACE_NS (3ULL * NS)
 
-enum mode { CHECK, HOLD, PINGPONG, PULL };
+enum mode { CHECK, KEEP, HOLD, PINGPONG, PULL };
 
-static const char *const mode_names[] = {"check", "hold", "pingpong", "pull"};
+static const char *const mode_names[] = {"check", "keep", "hold", "pingpong", "pull"};
 
 struct conn {
     int fd; /* -1: none */
@@ -46,7 +62,7 @@ struct conn {
     bool busy;         /* in an exchange */
     bool sent;         /* its payload is on the way */
     uint64_t left;     /* bytes still expected */
-    uint64_t since_ns; /* begin of the exchange */
+    uint64_t since_ns; /* when the exchange began, or was due to */
 };
 
 static enum mode mode;
@@ -56,15 +72,23 @@ static uint32_t sources = 1;     /* addresses to leave from, */
 static uint32_t first_source;    /* from this one up; host byte order */
 static uint64_t exchange_bytes;  /* that each exchange expects */
 static uint32_t payload_bytes;   /* that each exchange sends */
+static double rate;              /* exchanges due a second; 0: closed loop */
+static double phase_seconds;     /* how long exchanges begin; 0: until `total` have */
+static double warm_up_seconds;   /* the same for the first phase */
 static struct sockaddr_in target = {.sin_family = AF_INET};
 
 static int epoll_fd;
+static int timer_fd;
 static struct conn *conns;
 static uint32_t conns_count;
 static uint32_t opened;
-static uint32_t begun, done, failed; /* of this phase */
 static uint32_t phase;              /* 0: connections come up */
-static uint32_t *latencies_us;
+static uint32_t begun, done, failed; /* of this phase, */
+static uint64_t bytes_read;
+static uint64_t start_ns, until_ns; /* its times; until 0: by count */
+static uint64_t last_ns;            /* the last exchange that was done */
+static struct histogram latencies;
+static struct rusage usage_before;
 static char buffer[READ_MAX];
 
 static void die(const char *what)
@@ -78,7 +102,7 @@ static uint64_t now_ns(void)
     struct timespec now;
 
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
+    return (uint64_t)now.tv_sec * NS + (uint64_t)now.tv_nsec;
 }
 
 /* A payload that no other connection of this process sends, in this phase or another. */
@@ -98,11 +122,13 @@ static void close_conn(struct conn *conn)
 
 static void finish(struct conn *conn, bool ok)
 {
-    latencies_us[done + failed] = (uint32_t)((now_ns() - conn->since_ns) / 1000);
-    if (ok)
+    if (ok) {
+        last_ns = now_ns();
+        histogram_add(&latencies, last_ns - conn->since_ns);
         done++;
-    else
+    } else {
         failed++;
+    }
     conn->busy = false;
     if (!ok || mode == CHECK || mode == PULL)
         close_conn(conn);
@@ -146,7 +172,7 @@ static void send_payload(struct conn *conn)
         finish(conn, false);
 }
 
-static void begin(struct conn *conn)
+static void begin(struct conn *conn, uint64_t since_ns)
 {
     begun++;
     *conn = (struct conn){
@@ -154,7 +180,7 @@ static void begin(struct conn *conn)
         .number = conn->number,
         .busy = true,
         .left = exchange_bytes,
-        .since_ns = now_ns(),
+        .since_ns = since_ns,
     };
     if (conn->fd >= 0)
         send_payload(conn);
@@ -186,6 +212,7 @@ static void receive(struct conn *conn)
             return;
         }
         conn->left -= (uint64_t)n;
+        bytes_read += (uint64_t)n;
         if (conn->left == 0)
             finish(conn, true);
     }
@@ -208,68 +235,139 @@ static void handle(const struct epoll_event *event)
         receive(conn);
 }
 
-static int ascending(const void *a, const void *b)
+static long cpu_us(const struct timeval *after, const struct timeval *before)
 {
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-
-    return (x > y) - (x < y);
+    return (after->tv_sec - before->tv_sec) * 1000000L + after->tv_usec - before->tv_usec;
 }
 
-static uint32_t quantile_us(double q)
+static void report(void)
 {
-    return latencies_us[(uint32_t)(q * (total - 1))];
-}
-
-static long cpu_us(const struct timeval *time)
-{
-    return time->tv_sec * 1000000L + time->tv_usec;
-}
-
-static void report(uint64_t ns)
-{
+    /* Not the grace that the late ones had: it would make the rate too low. */
+    uint64_t end_ns = last_ns > until_ns ? last_ns : until_ns;
+    double seconds = (double)(end_ns - start_ns) / NS;
     struct rusage usage;
 
     getrusage(RUSAGE_SELF, &usage);
-    qsort(latencies_us, total, sizeof(*latencies_us), ascending);
-    printf("{\"done\": %u, \"failed\": %u, \"seconds\": %.6f, \"p50_us\": %u, \"p99_us\": %u, "
-           "\"p999_us\": %u, \"user_us\": %ld, \"system_us\": %ld}\n",
-           done, failed, (double)ns / 1e9, quantile_us(0.5), quantile_us(0.99),
-           quantile_us(0.999), cpu_us(&usage.ru_utime), cpu_us(&usage.ru_stime));
+    printf("{\"done\": %u, \"failed\": %u, \"seconds\": %.6f, \"bytes\": %llu, "
+           "\"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, "
+           "\"user_us\": %ld, \"system_us\": %ld}\n",
+           done, failed, seconds, (unsigned long long)bytes_read,
+           histogram_quantile_us(&latencies, 0.5), histogram_quantile_us(&latencies, 0.99),
+           histogram_quantile_us(&latencies, 0.999),
+           cpu_us(&usage.ru_utime, &usage_before.ru_utime),
+           cpu_us(&usage.ru_stime, &usage_before.ru_stime));
     fflush(stdout);
 }
 
-/* Runs `total` exchanges, `width` at a time. */
-static void run_phase(void)
+/* Ends what still goes on after the phase: a pull has done what it could, others are late. */
+static void end_exchanges(void)
+{
+    for (uint32_t i = 0; i < conns_count; i++)
+        if (conns[i].busy)
+            finish(&conns[i], mode == PULL);
+}
+
+static uint32_t under_way(void)
+{
+    return begun - done - failed;
+}
+
+/* Whether an exchange is to begin now, and since when it should have. */
+static bool due(uint64_t *ret_since_ns)
+{
+    uint64_t now = now_ns();
+
+    *ret_since_ns = now;
+    if (until_ns ? now >= until_ns : begun >= total)
+        return false;
+    if (rate > 0) {
+        *ret_since_ns = start_ns + (uint64_t)(begun / rate * NS);
+        if (*ret_since_ns > now)
+            return false;
+    }
+    return under_way() < width;
+}
+
+/* How long to wait for events, for epoll_wait. Below 0: the phase is over. */
+static int patience_ms(void)
+{
+    uint64_t now = now_ns();
+
+    if (!until_ns)
+        return 1000;
+    if (now < until_ns)
+        return (int)((until_ns - now) / 1000000) + 1;
+    if (mode == PULL || now >= until_ns + GRACE_NS)
+        return -1;
+    return (int)((until_ns + GRACE_NS - now) / 1000000) + 1;
+}
+
+static bool phase_over(void)
+{
+    return under_way() == 0 && (until_ns ? now_ns() >= until_ns : begun >= total);
+}
+
+static void run_phase(double seconds)
 {
     struct epoll_event events[EVENTS];
-    uint64_t start = now_ns();
     uint32_t next = 0; /* the connection to look at next for one that is free */
+    uint64_t since_ns, ticks;
 
     begun = done = failed = 0;
-    while (done + failed < total) {
-        int n;
+    bytes_read = 0;
+    histogram_clear(&latencies);
+    getrusage(RUSAGE_SELF, &usage_before);
+    start_ns = last_ns = now_ns();
+    until_ns = seconds > 0 ? start_ns + (uint64_t)(seconds * NS) : 0;
+    while (!phase_over()) {
+        int n, wait_ms;
 
-        while (begun < total && begun - done - failed < width) {
+        while (due(&since_ns)) {
             while (conns[next % conns_count].busy)
                 next++;
-            begin(&conns[next++ % conns_count]);
+            begin(&conns[next++ % conns_count], since_ns);
         }
-        if (done + failed == total)
-            break; /* the last ones failed at once: nothing to wait for */
-        n = epoll_wait(epoll_fd, events, EVENTS, -1);
+        wait_ms = patience_ms();
+        if (wait_ms < 0) {
+            end_exchanges();
+            break;
+        }
+        if (!rate && under_way() == 0)
+            continue; /* all failed at once: no event comes */
+        n = epoll_wait(epoll_fd, events, EVENTS, wait_ms);
         if (n < 0)
             die("epoll_wait");
-        for (int i = 0; i < n; i++)
-            handle(&events[i]);
+        for (int i = 0; i < n; i++) {
+            if (events[i].data.ptr)
+                handle(&events[i]);
+            else /* the timer goes on when it is read */
+                (void)!read(timer_fd, &ticks, sizeof(ticks));
+        }
     }
-    report(now_ns() - start);
+    report();
     phase++;
+}
+
+/* Has epoll_wait return for each exchange that is due. */
+static void tick(void)
+{
+    uint64_t ns = (uint64_t)(NS / rate);
+    struct timespec each = {.tv_sec = (time_t)(ns / NS), .tv_nsec = (long)(ns % NS)};
+    struct itimerspec timer = {.it_interval = each, .it_value = each};
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+
+    timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (timer_fd < 0 || timerfd_settime(timer_fd, 0, &timer, NULL) < 0 ||
+        epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &event) < 0)
+        die("timerfd");
 }
 
 static void usage(void)
 {
-    fprintf(stderr, "usage: load check|hold|pingpong|pull [-a ADDRESS] -p PORT [-s FIRST_SOURCE] "
-                    "[-m SOURCES] [-n COUNT] [-c AT_A_TIME] [-b BYTES] [-t SECONDS]\n");
+    fprintf(stderr, "usage: load check|keep|hold|pingpong|pull [-a ADDRESS] -p PORT\n"
+                    "            [-s FIRST_SOURCE] [-m SOURCES] [-c AT_A_TIME] [-b BYTES]\n"
+                    "            [-n COUNT | -d SECONDS [-r RATE]] [-w WARM_UP_SECONDS] "
+                    "[-t KILL_AFTER_SECONDS]\n");
     exit(2);
 }
 
@@ -279,7 +377,7 @@ static void parse(int argc, char **argv)
     int option;
 
     target.sin_addr.s_addr = first_source = htonl(INADDR_LOOPBACK);
-    while ((option = getopt(argc, argv, "a:p:s:m:n:c:b:t:")) != -1) {
+    while ((option = getopt(argc, argv, "a:p:s:m:n:c:b:d:w:r:t:")) != -1) {
         switch (option) {
         case 'a':
         case 's':
@@ -292,6 +390,9 @@ static void parse(int argc, char **argv)
         case 'n': total = (uint32_t)atoi(optarg); break;
         case 'c': width = (uint32_t)atoi(optarg); break;
         case 'b': exchange_bytes = strtoull(optarg, NULL, 10); break;
+        case 'd': phase_seconds = atof(optarg); break;
+        case 'w': warm_up_seconds = atof(optarg); break;
+        case 'r': rate = atof(optarg); break;
         case 't': alarm((unsigned)atoi(optarg)); break; /* dies of SIGALRM */
         default: usage();
         }
@@ -309,22 +410,29 @@ int main(int argc, char **argv)
     char line[64];
 
     parse(argc, argv);
-    if (mode == CHECK)
+    if (mode == CHECK || mode == KEEP)
         exchange_bytes = BANNER_BYTES;
     if (mode == HOLD || mode == PINGPONG)
         payload_bytes = (uint32_t)(exchange_bytes = exchange_bytes ? exchange_bytes : 64);
+    if (mode == PULL) {
+        payload_bytes = 1;
+        exchange_bytes = exchange_bytes ? exchange_bytes : UINT64_MAX;
+    }
     if (payload_bytes > PAYLOAD_MAX)
         usage();
-    conns_count = mode == HOLD ? total : width;
+    conns_count = mode == HOLD || mode == KEEP ? total : width;
     conns = calloc(conns_count, sizeof(*conns));
-    latencies_us = calloc(total, sizeof(*latencies_us));
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (!conns || !latencies_us || epoll_fd < 0)
+    if (!conns || epoll_fd < 0)
         die("load");
     for (uint32_t i = 0; i < conns_count; i++)
         conns[i].fd = -1;
-    run_phase();
-    while (mode == HOLD && fgets(line, sizeof(line), stdin))
-        run_phase();
+    if (rate > 0)
+        tick();
+    run_phase(warm_up_seconds > 0 ? warm_up_seconds : phase_seconds);
+    if (mode == HOLD || mode == KEEP || warm_up_seconds > 0)
+        while (fgets(line, sizeof(line), stdin))
+            if (mode != KEEP)
+                run_phase(phase_seconds);
     return 0;
 }

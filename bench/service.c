@@ -3,7 +3,8 @@
  *
  *     banner  sends 40 bytes to whoever connects, closes when it sees EOF, as sshd would
  *     echo    sends back what it reads
- *     source  sends without end
+ *     source  sends without end to whoever has asked with a byte
+ *     mixed   a banner to everyone, and a source to those who ask
  *
  * One thread, epoll. Listens on all of IPv4, with SO_REUSEPORT: several may
  * share a port. Says "ready PORT" on stdout, and runs until it is killed.
@@ -25,9 +26,9 @@
 #define ACCEPT_BATCH 64
 #define BLOCK_BYTES (256 * 1024)
 
-enum mode { BANNER, ECHO, SOURCE };
+enum mode { BANNER, ECHO, SOURCE, MIXED };
 
-static const char *const mode_names[] = {"banner", "echo", "source"};
+static const char *const mode_names[] = {"banner", "echo", "source", "mixed"};
 static const char banner[] = "SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n";
 
 _Static_assert(sizeof(banner) - 1 == 40, "the figures are for a banner of 40 bytes");
@@ -78,14 +79,21 @@ static void accept_some(void)
             return;
         if (fd < 0)
             die("accept4");
-        if (mode == BANNER)
+        if (mode == BANNER || mode == MIXED)
             (void)!send(fd, banner, sizeof(banner) - 1, MSG_NOSIGNAL);
-        if (mode == SOURCE)
-            event.events |= EPOLLOUT;
         event.data.fd = fd;
         if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0)
             die("epoll_ctl");
     }
+}
+
+/* Have whoever asked be sent to, whenever there is room. */
+static void begin_sending(int fd)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP | EPOLLOUT, .data.fd = fd};
+
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_MOD, fd, &event) < 0)
+        die("epoll_ctl");
 }
 
 /* False when the connection is over. */
@@ -93,23 +101,24 @@ static bool serve(int fd, uint32_t events)
 {
     ssize_t n;
 
-    if (mode == SOURCE) {
-        if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-            return false;
-        return send(fd, block, BLOCK_BYTES, MSG_NOSIGNAL) >= 0 || errno == EAGAIN;
-    }
+    if (events & EPOLLOUT && send(fd, block, BLOCK_BYTES, MSG_NOSIGNAL) < 0 && errno != EAGAIN)
+        return false;
+    if (!(events & ~(uint32_t)EPOLLOUT))
+        return true;
     n = recv(fd, block, BLOCK_BYTES, 0);
     if (n < 0)
         return errno == EAGAIN;
     if (n == 0)
         return false;
+    if (mode == SOURCE || mode == MIXED)
+        begin_sending(fd);
     /* Echoed payloads are small and one at a time: they always fit. */
-    return mode == BANNER || send(fd, block, (size_t)n, MSG_NOSIGNAL) == n;
+    return mode != ECHO || send(fd, block, (size_t)n, MSG_NOSIGNAL) == n;
 }
 
 static void usage(void)
 {
-    fprintf(stderr, "usage: service banner|echo|source [-p PORT]\n");
+    fprintf(stderr, "usage: service banner|echo|source|mixed [-p PORT]\n");
     exit(2);
 }
 
@@ -127,7 +136,7 @@ int main(int argc, char **argv)
     if (optind != argc - 1)
         usage();
     while (strcmp(argv[optind], mode_names[mode]) != 0)
-        if (mode++ == SOURCE)
+        if (mode++ == MIXED)
             usage();
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (epoll_fd < 0)

@@ -35,12 +35,13 @@ void rf_conn_open(struct rf_worker *worker, struct rf_conn *conn)
     rf_count(worker, RF_LEGS_CONNECTED, 1);
     rf_conn_set_state(conn, RF_CONN_OPEN);
     rf_conn_renew(conn, RF_PEER);
-    if (rf_sys_watch(worker->epoll_fd, conn->fd[RF_PEER], rf_conn_token(conn, RF_PEER)) < 0) {
+    /* Without EPOLLOUT, which would be told at once; relay.c adds it if it is ever full. */
+    if (rf_sys_watch(worker->epoll_fd, conn->fd[RF_PEER], 0, rf_conn_token(conn, RF_PEER)) < 0) {
         rf_worker_pause(worker);
         rf_conn_reset(worker, conn, RF_CLOSED_RESOURCES);
         return;
     }
-    conn->halves[RF_PEER].flags = RF_HALF_WRITABLE;
+    conn->halves[RF_PEER].flags = RF_HALF_WRITABLE | RF_HALF_WATCHED;
     conn->halves[RF_SERVICE].flags = RF_HALF_WRITABLE;
     rf_worker_arm(worker, conn, RF_TIMER_IDLE);
     rf_fifo_arm(&worker->timers[RF_TIMER_KEEPALIVE], &worker->conns, conn->index,
@@ -57,7 +58,7 @@ static void note_leg_over(struct rf_conn *conn)
 {
     struct rf_half *half = &conn->halves[RF_SERVICE];
 
-    if (!(conn->halves[RF_PEER].flags & RF_HALF_ENDED) || half->pipe || half->buffer ||
+    if (!(conn->halves[RF_PEER].flags & RF_HALF_ENDED) || half->buffer ||
         (half->flags & RF_HALF_ENDED) || (conn->flags & RF_CONN_LOST(RF_SERVICE)) ||
         !rf_leg_over(conn))
         return;

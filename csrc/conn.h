@@ -80,11 +80,15 @@ enum rf_conn_state {
 #define RF_HALF_COPY (1U << 7)     /* never splice: the stream has had urgent bytes */
 #define RF_HALF_WRITTEN (1U << 8)  /* the sink has been written to */
 #define RF_HALF_NODELAY (1U << 9)  /* the sink has TCP_NODELAY */
+#define RF_HALF_WATCHED (1U << 10) /* the sink is registered for EPOLLOUT too */
+#define RF_HALF_PIPED (1U << 11)   /* what is in flight is in a pipe, not a buffer */
 
 /* One direction: from fd[side] to the other. */
 struct rf_half {
-    struct rf_pipe *pipe;     /* bytes in flight while splicing, else NULL */
-    struct rf_buffer *buffer; /* bytes that the sink did not take, else NULL */
+    union { /* bytes that were read and that the sink did not take; NULL: none */
+        struct rf_buffer *buffer;
+        struct rf_pipe *pipe; /* with RF_HALF_PIPED */
+    };
     uint16_t flags;
     uint8_t full_reads;  /* in a row: towards promotion */
     uint8_t small_reads; /* in a row, while splicing: towards demotion */
@@ -100,15 +104,20 @@ struct rf_conn {
     uint8_t flags;        /* RF_CONN_* */
     uint8_t timer_class;  /* enum rf_timer_class that timers[0] is armed in */
     uint8_t reason;       /* why it ends: enum rf_counter, once RESETTING */
-    uint32_t source;      /* slot in the admission table */
-    uint32_t reset_by_ms; /* while RESETTING: no later than this */
-    uint32_t run_next;    /* in the run queue */
-    uint32_t leg_bytes;   /* copied from the leg */
-    uint32_t queued;      /* bytes in the kernel's send queues when a time-out last looked */
-    struct rf_half halves[2];
+    uint32_t source;    /* slot in the admission table */
+    uint32_t run_next;  /* in the run queue */
+    uint32_t leg_bytes; /* copied from the leg */
+    union {
+        uint32_t queued;      /* bytes in the kernel's send queues when a time-out last looked */
+        uint32_t reset_by_ms; /* while RESETTING: no later than this */
+    };
+    uint16_t leg_source; /* in the worker's leg_sources: what fd[RF_SERVICE] is bound to */
     struct rf_timer timers[RF_TIMER_LINKS]; /* its time-out; its keepalive */
-    union rf_address leg_source;            /* that fd[RF_SERVICE] is bound to */
+    struct rf_half halves[2];
 };
+
+/* Every idle connection takes this much: bench/figures.py memory. */
+_Static_assert(sizeof(struct rf_conn) <= 104, "a connection has grown");
 
 static inline enum rf_side rf_other(enum rf_side side)
 {

@@ -74,10 +74,8 @@ bool rf_leg_keep_spare(struct rf_worker *worker, struct rf_conn *conn)
      * link-local address: that leaves the socket bound to the interface.
      */
     if (!(conn->flags & RF_CONN_LEG_OVER) || !(conn->flags & RF_CONN_KEEPALIVE_DUE) ||
-        (conn->flags & RF_CONN_SCOPED) || worker->spare_legs >= SPARE_LEGS_MAX)
-        return false;
-    /* Disconnected, the address stays bound, the port has been given back. */
-    if (rf_sys_reset(conn->fd[RF_SERVICE]) < 0)
+        (conn->flags & RF_CONN_SCOPED) || conn->leg_source == RF_LEG_SOURCES_MAX ||
+        worker->spare_legs >= SPARE_LEGS_MAX)
         return false;
     worker->spare_legs++;
     return true;
@@ -92,13 +90,31 @@ void rf_leg_drop_spare(struct rf_worker *worker, struct rf_conn *conn)
     worker->spare_legs--;
 }
 
+/* The number of a local address in the worker's list, which it joins if there is room. */
+static uint16_t number_source(struct rf_worker *worker, const union rf_address *source)
+{
+    uint16_t number = 0;
+
+    while (number < worker->leg_sources_count &&
+           !rf_address_same_host(&worker->leg_sources[number], source))
+        number++;
+    if (number == worker->leg_sources_count && number < RF_LEG_SOURCES_MAX)
+        worker->leg_sources[worker->leg_sources_count++] = *source;
+    return number;
+}
+
 /* Connects the spare leg that came with the slot, if it fits; else there is none afterwards. */
 static bool connect_spare(struct rf_worker *worker, struct rf_conn *conn,
                           const union rf_address *source, const union rf_address *destination)
 {
     if (conn->fd[RF_SERVICE] < 0)
         return false;
-    if (rf_address_same_host(&conn->leg_source, source) &&
+    /*
+     * Disconnected only now: it makes epoll look at the socket, and so it looks
+     * once for both. The address stays bound; the port went back when it closed.
+     */
+    if (rf_address_same_host(&worker->leg_sources[conn->leg_source], source) &&
+        rf_sys_reset(conn->fd[RF_SERVICE]) == 0 &&
         connect(conn->fd[RF_SERVICE], &destination->any, rf_address_length(destination)) < 0 &&
         errno == EINPROGRESS) {
         worker->spare_legs--;
@@ -112,6 +128,7 @@ static int open_leg(struct rf_worker *worker, struct rf_conn *conn,
                     const union rf_address *source, const union rf_address *destination)
 {
     static const int on = 1;
+    union rf_address any_port = *source;
     int fd;
 
     fd = socket(destination->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -124,15 +141,15 @@ static int open_leg(struct rf_worker *worker, struct rf_conn *conn,
      */
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on));
     setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)); /* relay.c, carry_urgent */
-    conn->leg_source = *source;
-    rf_address_set_port(&conn->leg_source, 0);
-    if (bind(fd, &conn->leg_source.any, rf_address_length(source)) < 0)
+    conn->leg_source = number_source(worker, source);
+    rf_address_set_port(&any_port, 0);
+    if (bind(fd, &any_port.any, rf_address_length(source)) < 0)
         return errno == EADDRNOTAVAIL ? -ENETUNREACH : -errno; /* the address is no longer ours */
     if (connect(fd, &destination->any, rf_address_length(destination)) < 0 &&
         errno != EINPROGRESS)
         return -errno;
     rf_conn_renew(conn, RF_SERVICE);
-    return rf_sys_watch(worker->epoll_fd, fd, rf_conn_token(conn, RF_SERVICE));
+    return rf_sys_watch(worker->epoll_fd, fd, EPOLLOUT, rf_conn_token(conn, RF_SERVICE));
 }
 
 void rf_leg_connect(struct rf_worker *worker, struct rf_conn *conn, const union rf_address *source,

@@ -13,14 +13,6 @@ static int set(int fd, int level, int option, int value)
     return setsockopt(fd, level, option, &value, sizeof(value));
 }
 
-void rf_listener_keepalive(int fd)
-{
-    set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-    set(fd, IPPROTO_TCP, TCP_KEEPIDLE, RF_KEEPALIVE_IDLE_S);
-    set(fd, IPPROTO_TCP, TCP_KEEPINTVL, RF_KEEPALIVE_INTERVAL_S);
-    set(fd, IPPROTO_TCP, TCP_KEEPCNT, RF_KEEPALIVE_PROBES);
-}
-
 static int failed(int fd, const char *syscall, const char **ret_syscall)
 {
     int error = errno;
@@ -48,7 +40,6 @@ static int open_one(union rf_address *address, bool first, int *ret_fd, const ch
         return failed(fd, "setsockopt", ret_syscall);
     set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     set(fd, SOL_SOCKET, SO_OOBINLINE, 1);
-    rf_listener_keepalive(fd);
     if (bind(fd, &address->any, rf_address_length(address)) < 0)
         return failed(fd, "bind", ret_syscall);
     /* After bind: the others may share the port from here on. */

@@ -3,21 +3,13 @@
  * SO_REUSEPORT.
  *
  * What an accepted socket inherits is set here once, instead of at every
- * accept: TCP_NODELAY, SO_OOBINLINE and keepalive.
+ * accept: TCP_NODELAY and SO_OOBINLINE.
  */
 #ifndef RF_LISTENER_H
 #define RF_LISTENER_H
 
 #include "address.h"
 #include "reflector.h"
-
-/* A dead peer is noticed within two minutes, well before the idle timeout. */
-#define RF_KEEPALIVE_IDLE_S 60
-#define RF_KEEPALIVE_INTERVAL_S 10
-#define RF_KEEPALIVE_PROBES 6
-
-/* Keepalive towards one side; on a listener: for all that it accepts. */
-void rf_listener_keepalive(int fd);
 
 /*
  * Opens count listeners on one address and port. With port 0 the kernel picks

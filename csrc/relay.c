@@ -27,6 +27,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include "sys.h"
 #include "worker.h"
 
 /*
@@ -57,11 +58,6 @@ enum step {
     STEP_SINK_LOST,
 };
 
-static bool holds_bytes(const struct rf_half *half)
-{
-    return half->buffer || (half->pipe && half->pipe->bytes);
-}
-
 static void count_passed(struct relay *r, size_t n, enum rf_counter how)
 {
     r->conn->flags |= RF_CONN_MOVED;
@@ -86,12 +82,22 @@ static void set_nodelay(struct relay *r)
     r->half->flags |= RF_HALF_WRITTEN;
 }
 
+/* The sink takes no more now; EPOLLOUT tells when it does. */
+static enum step sink_full(struct relay *r)
+{
+    r->half->flags &= (uint16_t)~RF_HALF_WRITABLE;
+    if (r->half->flags & RF_HALF_WATCHED)
+        return STEP_WAIT;
+    r->half->flags |= RF_HALF_WATCHED;
+    if (rf_sys_watch_writable(r->worker->epoll_fd, r->sink,
+                              rf_conn_token(r->conn, rf_other(r->side))) < 0)
+        return STEP_SINK_LOST; /* not seen: changing a registration takes no memory */
+    return STEP_WAIT;
+}
+
 static enum step write_failed(struct relay *r)
 {
-    if (errno != EAGAIN)
-        return STEP_SINK_LOST;
-    r->half->flags &= (uint16_t)~RF_HALF_WRITABLE;
-    return STEP_WAIT;
+    return errno == EAGAIN ? sink_full(r) : STEP_SINK_LOST;
 }
 
 /* The source has failed: there is no more to read. */
@@ -114,8 +120,7 @@ static enum step flush_buffer(struct relay *r)
     count_passed(r, (size_t)n, RF_BYTES_COPIED);
     if ((uint32_t)n < length) {
         buffer->start += (uint32_t)n;
-        r->half->flags &= (uint16_t)~RF_HALF_WRITABLE;
-        return STEP_WAIT;
+        return sink_full(r);
     }
     rf_buffer_put(&r->worker->buffers, buffer);
     r->half->buffer = NULL;
@@ -141,6 +146,7 @@ static enum step flush_pipe(struct relay *r)
     }
     rf_pipe_put(&r->worker->pipes, pipe);
     r->half->pipe = NULL;
+    r->half->flags &= (uint16_t)~RF_HALF_PIPED;
     return STEP_ON;
 }
 
@@ -148,7 +154,7 @@ static enum step flush(struct relay *r)
 {
     if (!(r->half->flags & RF_HALF_WRITABLE))
         return STEP_WAIT;
-    return r->half->buffer ? flush_buffer(r) : flush_pipe(r);
+    return r->half->flags & RF_HALF_PIPED ? flush_pipe(r) : flush_buffer(r);
 }
 
 /* One splice into a pipe of our own. */
@@ -165,6 +171,7 @@ static enum step fill_pipe(struct relay *r)
     if (n > 0) {
         pipe->bytes = (uint32_t)n;
         half->pipe = pipe;
+        half->flags |= RF_HALF_PIPED;
         half->small_reads = n < SMALL_READ ? (uint8_t)(half->small_reads + 1) : 0;
         if (half->small_reads >= DEMOTE_SMALL_READS)
             half->flags &= (uint16_t)~RF_HALF_SPLICE;
@@ -194,19 +201,18 @@ static enum step send_scratch(struct relay *r, uint32_t length)
     set_nodelay(r);
     n = send(r->sink, worker->scratch->data, length, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n < 0) {
-        if (write_failed(r) == STEP_SINK_LOST)
+        if (errno != EAGAIN)
             return STEP_SINK_LOST;
         n = 0;
     }
     count_passed(r, (size_t)n, RF_BYTES_COPIED);
     if ((uint32_t)n == length)
         return STEP_ON;
-    r->half->flags &= (uint16_t)~RF_HALF_WRITABLE;
     r->half->buffer = worker->scratch;
     r->half->buffer->start = (uint32_t)n;
     r->half->buffer->end = length;
     worker->scratch = rf_buffer_get(&worker->buffers);
-    return STEP_WAIT;
+    return sink_full(r);
 }
 
 static void promote(struct rf_half *half, uint32_t length)
@@ -337,7 +343,7 @@ enum rf_relay_result rf_relay_run(struct rf_worker *worker, struct rf_conn *conn
     for (int round = 0; round < ROUNDS; round++) {
         enum step step = STEP_ON;
 
-        if (holds_bytes(r.half))
+        if (r.half->buffer)
             step = flush(&r);
         if (step == STEP_ON && (r.half->flags & RF_HALF_EOF))
             return pass_end(&r);
@@ -355,10 +361,10 @@ enum rf_relay_result rf_relay_run(struct rf_worker *worker, struct rf_conn *conn
 
 void rf_relay_drop(struct rf_worker *worker, struct rf_half *half)
 {
-    if (half->pipe)
+    if (half->flags & RF_HALF_PIPED)
         rf_pipe_kill(&worker->pipes, half->pipe);
-    if (half->buffer)
+    else if (half->buffer)
         rf_buffer_put(&worker->buffers, half->buffer);
-    half->pipe = NULL;
     half->buffer = NULL;
+    half->flags &= (uint16_t)~RF_HALF_PIPED;
 }

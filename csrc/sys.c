@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/epoll.h>
@@ -15,14 +17,34 @@
 #define SYS_close_range 436
 #endif
 
-int rf_sys_watch(int epoll_fd, int fd, uint64_t token)
+static int control(int epoll_fd, int operation, int fd, uint32_t events, uint64_t token)
 {
     struct epoll_event event = {
-        .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET,
+        .events = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET | events,
         .data.u64 = token,
     };
 
-    return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+    return epoll_ctl(epoll_fd, operation, fd, &event) < 0 ? -errno : 0;
+}
+
+int rf_sys_watch(int epoll_fd, int fd, uint32_t events, uint64_t token)
+{
+    return control(epoll_fd, EPOLL_CTL_ADD, fd, events, token);
+}
+
+int rf_sys_watch_writable(int epoll_fd, int fd, uint64_t token)
+{
+    return control(epoll_fd, EPOLL_CTL_MOD, fd, EPOLLOUT, token);
+}
+
+void rf_sys_keep_alive(int fd)
+{
+    static const int on = 1, idle_s = 60, interval_s = 10, probes = 6;
+
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
 }
 
 int rf_sys_reset(int fd)

@@ -16,8 +16,17 @@
 #define RF_ASSERT(condition) ((void)sizeof(condition))
 #endif
 
-/* Registers a connected socket once for all it can tell, edge-triggered. 0 or -errno. */
-int rf_sys_watch(int epoll_fd, int fd, uint64_t token);
+/*
+ * Registers a socket for all that it can receive, and for `events` (EPOLLOUT or
+ * 0), edge-triggered. 0 or -errno.
+ */
+int rf_sys_watch(int epoll_fd, int fd, uint32_t events, uint64_t token);
+
+/* Adds EPOLLOUT to a registration; told at once if the socket is writable. 0 or -errno. */
+int rf_sys_watch_writable(int epoll_fd, int fd, uint64_t token);
+
+/* Keepalive: a dead other end is noticed within two minutes, well before the idle timeout. */
+void rf_sys_keep_alive(int fd);
 
 /*
  * Disconnects a TCP socket (connect(2), AF_UNSPEC): where the connection is not

@@ -6,7 +6,6 @@
 
 #include "accept.h"
 #include "leg.h"
-#include "listener.h"
 #include "relay.h"
 #include "sys.h"
 
@@ -25,7 +24,7 @@
 #define ACKED_MS 5U
 #define ACKED_LATE_MS 100U
 
-/* A connection that lives this long gets keepalive towards the service; a check does not. */
+/* A connection that lives this long gets keepalive; a check is spared the calls and the timers. */
 #define KEEPALIVE_AFTER_MS 5000U
 
 void rf_worker_arm(struct rf_worker *worker, struct rf_conn *conn, enum rf_timer_class class)
@@ -91,7 +90,8 @@ static void set_keepalive(struct rf_worker *worker, struct rf_conn *conn)
 {
     rf_fifo_disarm(&worker->timers[RF_TIMER_KEEPALIVE], &worker->conns, conn->index);
     conn->flags &= (uint8_t)~RF_CONN_KEEPALIVE_DUE;
-    rf_listener_keepalive(conn->fd[RF_SERVICE]);
+    rf_sys_keep_alive(conn->fd[RF_PEER]);
+    rf_sys_keep_alive(conn->fd[RF_SERVICE]);
 }
 
 static void expire(struct rf_worker *worker)

@@ -40,6 +40,8 @@ enum rf_timer_class {
     RF_TIMER_NONE = RF_TIMER_CLASSES
 };
 
+#define RF_LEG_SOURCES_MAX 64U
+
 struct rf_worker {
     /* Starts a cache line: no worker writes to that of another. */
     _Alignas(64) const struct rf_settings *settings;
@@ -59,6 +61,9 @@ struct rf_worker {
     uint32_t run_head, run_tail; /* connections that used up their rounds, in order */
     struct rf_slab conns;
     uint32_t spare_legs; /* in free slots */
+    /* The local addresses that legs have been bound to; a host with more has no spares for them. */
+    uint32_t leg_sources_count;
+    union rf_address leg_sources[RF_LEG_SOURCES_MAX];
     struct rf_fifo timers[RF_TIMER_CLASSES];
     struct rf_pipes pipes;
     struct rf_buffers buffers;

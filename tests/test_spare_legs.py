@@ -54,6 +54,21 @@ def test_spare_leg_is_not_used_for_another_dialled_address(lab: Lab) -> None:
         running.wait_idle()
 
 
+def test_more_dialled_addresses_than_are_remembered_are_all_served(lab: Lab) -> None:
+    """Past the 64 local addresses that a worker remembers, legs are simply opened anew."""
+    service = lab.serve(NODE)
+    running = lab.reflector(f"0:{service.port}", workers=1)
+    for number in (*range(1, 81), 80, 1, 1):
+        dialled = f"127.0.1.{number}"
+        client = lab.dial(NODE, dialled, running.port)
+        peer = service.accept()
+        assert peer.sock.getpeername()[0] == dialled
+        exchange(client, peer)
+        finish(client, peer)
+        running.wait_idle()
+        assert running.count("spare_legs") == (1 if number <= 64 else 0)
+
+
 def test_spare_leg_serves_another_peer(lab: Lab) -> None:
     first = lab.serve("127.0.0.2")
     second = Service("127.0.0.5", first.port)
