@@ -5,6 +5,7 @@ that every run has the same events in the same order. Nothing is sampled: valgri
 instructions in user space, strace the calls.
 """
 
+import ctypes
 import os
 import platform
 import re
@@ -36,6 +37,9 @@ _SAME_CALL = {"epoll_pwait": "epoll_wait"}
 
 _WITHIN_SECONDS = 60
 
+#: the same on every architecture that valgrind knows
+_SYS_CLOSE_RANGE = 436
+
 
 class CostError(Exception):
     """A cost that could not be measured, and why, in one line."""
@@ -50,7 +54,6 @@ class Scenario:
     units: int = 1
 
 
-#: 90 connections: ten times the rhythm of nine into which the accept batch falls
 SCENARIOS = {
     "check": Scenario("a check: connect, banner of 40 bytes, the client closes first", 90),
     "burst": Scenario("a check, of 16 that go side by side", 9, units=16),
@@ -87,8 +90,21 @@ def why_not() -> str:
         lacking.append("gcc")
     if lacking:
         return f"needs {' and '.join(lacking)} (apt-get install {' '.join(lacking)})"
-    tried = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False)
-    return "strace may not trace here" if tried.returncode else ""
+    if not _succeeds(["strace", "-o", os.devnull, "true"]):
+        return "strace may not trace here"
+    if not _succeeds([*_compiler(), "-E", "-x", "c", "-"], "#include <valgrind/callgrind.h>"):
+        return "needs valgrind's headers (apt-get install valgrind)"
+    # Of descriptors that nobody has. Where it is refused, as in old containers, the engine makes
+    # other calls in its place.
+    beyond = ctypes.c_uint(~0)
+    if ctypes.CDLL(None).syscall(_SYS_CLOSE_RANGE, beyond, beyond, ctypes.c_uint(0)) != 0:
+        return "close_range(2) is refused here (it takes Linux 5.9, and a container that lets it)"
+    return ""
+
+
+def _succeeds(command: list[str], given: str = "") -> bool:
+    done = subprocess.run(command, input=given, text=True, capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def setting() -> dict[str, str]:

@@ -13,12 +13,13 @@
  * A phase is a count of exchanges (-n) or a time in which they begin (-d). It
  * ends with a line of JSON on stdout: what happened in it, and the CPU that it
  * cost this process. hold, and any mode with a warm-up (-w: a first phase of that
- * length), goes on with another phase for each line on stdin, until that ends.
- * So clocks can be read while nothing moves.
+ * length), goes on with another phase for each line on stdin, until that ends; keep
+ * tells then how many it still has. So clocks can be read while nothing moves.
  *
  * A closed loop begins an exchange when another one has ended. An open one (-r)
  * begins them by the clock, and counts latencies from the time at which each was
- * due: a stall is felt by all whom it keeps waiting.
+ * due: a stall is felt by all whom it keeps waiting. "late" are those that were
+ * due, and that no connection was free for until the end.
  *
  * One thread, edge-triggered epoll. Each connection leaves from one of a range
  * of source addresses: those are the nodes.
@@ -75,15 +76,18 @@ static uint32_t payload_bytes;   /* that each exchange sends */
 static double rate;              /* exchanges due a second; 0: closed loop */
 static double phase_seconds;     /* how long exchanges begin; 0: until `total` have */
 static double warm_up_seconds;   /* the same for the first phase */
+static unsigned patience_seconds; /* a phase that takes longer is killed; 0: none is */
 static struct sockaddr_in target = {.sin_family = AF_INET};
 
 static int epoll_fd;
-static int timer_fd;
+static int timer_fd;       /* of an open loop: */
+static uint64_t armed_ns; /* the due time that it waits for; 0: none */
 static struct conn *conns;
 static uint32_t conns_count;
 static uint32_t opened;
 static uint32_t phase;              /* 0: connections come up */
 static uint32_t begun, done, failed; /* of this phase, */
+static uint32_t done_in_time;       /* those done before its time was over */
 static uint64_t bytes_read;
 static uint64_t start_ns, until_ns; /* its times; until 0: by count */
 static uint64_t last_ns;            /* the last exchange that was done */
@@ -126,6 +130,8 @@ static void finish(struct conn *conn, bool ok)
         last_ns = now_ns();
         histogram_add(&latencies, last_ns - conn->since_ns);
         done++;
+        if (!until_ns || last_ns <= until_ns)
+            done_in_time++;
     } else {
         failed++;
     }
@@ -240,18 +246,36 @@ static long cpu_us(const struct timeval *after, const struct timeval *before)
     return (after->tv_sec - before->tv_sec) * 1000000L + after->tv_usec - before->tv_usec;
 }
 
+/* When the next exchange of an open loop is due, or one after that. */
+static uint64_t due_ns(uint32_t further)
+{
+    return start_ns + (uint64_t)((begun + further) / rate * NS);
+}
+
+/* The exchanges that were due in the phase and never began. */
+static uint32_t late(void)
+{
+    uint32_t count = 0;
+
+    while (rate > 0 && due_ns(count) < until_ns)
+        count++;
+    return count;
+}
+
 static void report(void)
 {
-    /* Not the grace that the late ones had: it would make the rate too low. */
     uint64_t end_ns = last_ns > until_ns ? last_ns : until_ns;
     double seconds = (double)(end_ns - start_ns) / NS;
+    /* By what was done in the time: the last one to end would make the rate too low. */
+    double rate_seconds = until_ns ? (double)(until_ns - start_ns) / NS : seconds;
     struct rusage usage;
 
     getrusage(RUSAGE_SELF, &usage);
-    printf("{\"done\": %u, \"failed\": %u, \"seconds\": %.6f, \"bytes\": %llu, "
-           "\"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, "
+    printf("{\"done\": %u, \"failed\": %u, \"late\": %u, \"seconds\": %.6f, \"rate\": %.3f, "
+           "\"bytes\": %llu, \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, "
            "\"user_us\": %ld, \"system_us\": %ld}\n",
-           done, failed, seconds, (unsigned long long)bytes_read,
+           done, failed, late(), seconds, rate_seconds > 0 ? done_in_time / rate_seconds : 0,
+           (unsigned long long)bytes_read,
            histogram_quantile_us(&latencies, 0.5), histogram_quantile_us(&latencies, 0.99),
            histogram_quantile_us(&latencies, 0.999),
            cpu_us(&usage.ru_utime, &usage_before.ru_utime),
@@ -259,12 +283,12 @@ static void report(void)
     fflush(stdout);
 }
 
-/* Ends what still goes on after the phase: a pull has done what it could, others are late. */
+/* Ends what still goes on after the phase: a pull has done what it could, others have failed. */
 static void end_exchanges(void)
 {
     for (uint32_t i = 0; i < conns_count; i++)
         if (conns[i].busy)
-            finish(&conns[i], mode == PULL);
+            finish(&conns[i], mode == PULL && conns[i].left < exchange_bytes);
 }
 
 static uint32_t under_way(void)
@@ -272,20 +296,38 @@ static uint32_t under_way(void)
     return begun - done - failed;
 }
 
+/* Whether no further exchange of the phase is to begin. */
+static bool all_begun(uint64_t now)
+{
+    if (!until_ns)
+        return begun >= total;
+    return (rate > 0 ? due_ns(0) : now) >= until_ns;
+}
+
+/* Has epoll_wait return when the next exchange of an open loop is due. */
+static void arm_timer(uint64_t ns)
+{
+    struct itimerspec timer = {.it_value = {(time_t)(ns / NS), (long)(ns % NS)}};
+
+    if (ns == armed_ns)
+        return;
+    armed_ns = ns;
+    if (timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &timer, NULL) < 0)
+        die("timerfd_settime");
+}
+
 /* Whether an exchange is to begin now, and since when it should have. */
 static bool due(uint64_t *ret_since_ns)
 {
     uint64_t now = now_ns();
 
-    *ret_since_ns = now;
-    if (until_ns ? now >= until_ns : begun >= total)
+    *ret_since_ns = rate > 0 ? due_ns(0) : now;
+    if (all_begun(now) || under_way() >= width)
         return false;
-    if (rate > 0) {
-        *ret_since_ns = start_ns + (uint64_t)(begun / rate * NS);
-        if (*ret_since_ns > now)
-            return false;
-    }
-    return under_way() < width;
+    if (*ret_since_ns <= now)
+        return true;
+    arm_timer(*ret_since_ns);
+    return false;
 }
 
 /* How long to wait for events, for epoll_wait. Below 0: the phase is over. */
@@ -304,21 +346,36 @@ static int patience_ms(void)
 
 static bool phase_over(void)
 {
-    return under_way() == 0 && (until_ns ? now_ns() >= until_ns : begun >= total);
+    uint64_t now = now_ns();
+
+    return under_way() == 0 && all_begun(now) && now >= until_ns;
+}
+
+static void start_phase(double seconds)
+{
+    alarm(patience_seconds); /* dies of SIGALRM */
+    begun = done = failed = done_in_time = 0;
+    bytes_read = 0;
+    histogram_clear(&latencies);
+    getrusage(RUSAGE_SELF, &usage_before);
+    start_ns = last_ns = now_ns();
+    until_ns = seconds > 0 ? start_ns + (uint64_t)(seconds * NS) : 0;
+}
+
+static void end_phase(void)
+{
+    report();
+    phase++;
+    alarm(0); /* who asks for the next phase, or for what is held, may take the time it needs */
 }
 
 static void run_phase(double seconds)
 {
     struct epoll_event events[EVENTS];
     uint32_t next = 0; /* the connection to look at next for one that is free */
-    uint64_t since_ns, ticks;
+    uint64_t since_ns;
 
-    begun = done = failed = 0;
-    bytes_read = 0;
-    histogram_clear(&latencies);
-    getrusage(RUSAGE_SELF, &usage_before);
-    start_ns = last_ns = now_ns();
-    until_ns = seconds > 0 ? start_ns + (uint64_t)(seconds * NS) : 0;
+    start_phase(seconds);
     while (!phase_over()) {
         int n, wait_ms;
 
@@ -335,30 +392,41 @@ static void run_phase(double seconds)
         if (!rate && under_way() == 0)
             continue; /* all failed at once: no event comes */
         n = epoll_wait(epoll_fd, events, EVENTS, wait_ms);
-        if (n < 0)
+        if (n < 0 && errno != EINTR)
             die("epoll_wait");
         for (int i = 0; i < n; i++) {
             if (events[i].data.ptr)
                 handle(&events[i]);
-            else /* the timer goes on when it is read */
-                (void)!read(timer_fd, &ticks, sizeof(ticks));
+            else
+                armed_ns = 0;
         }
     }
-    report();
-    phase++;
+    end_phase();
 }
 
-/* Has epoll_wait return for each exchange that is due. */
-static void tick(void)
+/* keep: counts as done what has neither ended nor been sent anything since it came up. */
+static void count_kept(void)
 {
-    uint64_t ns = (uint64_t)(NS / rate);
-    struct timespec each = {.tv_sec = (time_t)(ns / NS), .tv_nsec = (long)(ns % NS)};
-    struct itimerspec timer = {.it_interval = each, .it_value = each};
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    char byte;
+
+    start_phase(0);
+    for (uint32_t i = 0; i < conns_count; i++) {
+        if (conns[i].fd >= 0 && recv(conns[i].fd, &byte, 1, MSG_PEEK) < 0 && errno == EAGAIN)
+            done++;
+        else
+            failed++;
+    }
+    last_ns = now_ns();
+    end_phase();
+}
+
+static void make_timer(void)
+{
+    /* Edge-triggered: it is set anew, and never read. */
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = NULL};
 
     timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    if (timer_fd < 0 || timerfd_settime(timer_fd, 0, &timer, NULL) < 0 ||
-        epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &event) < 0)
+    if (timer_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &event) < 0)
         die("timerfd");
 }
 
@@ -367,7 +435,7 @@ static void usage(void)
     fprintf(stderr, "usage: load check|keep|hold|pingpong|pull [-a ADDRESS] -p PORT\n"
                     "            [-s FIRST_SOURCE] [-m SOURCES] [-c AT_A_TIME] [-b BYTES]\n"
                     "            [-n COUNT | -d SECONDS [-r RATE]] [-w WARM_UP_SECONDS] "
-                    "[-t KILL_AFTER_SECONDS]\n");
+                    "[-t SECONDS_OF_A_PHASE]\n");
     exit(2);
 }
 
@@ -393,7 +461,7 @@ static void parse(int argc, char **argv)
         case 'd': phase_seconds = atof(optarg); break;
         case 'w': warm_up_seconds = atof(optarg); break;
         case 'r': rate = atof(optarg); break;
-        case 't': alarm((unsigned)atoi(optarg)); break; /* dies of SIGALRM */
+        case 't': patience_seconds = (unsigned)atoi(optarg); break;
         default: usage();
         }
     }
@@ -428,11 +496,15 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < conns_count; i++)
         conns[i].fd = -1;
     if (rate > 0)
-        tick();
+        make_timer();
     run_phase(warm_up_seconds > 0 ? warm_up_seconds : phase_seconds);
-    if (mode == HOLD || mode == KEEP || warm_up_seconds > 0)
-        while (fgets(line, sizeof(line), stdin))
-            if (mode != KEEP)
-                run_phase(phase_seconds);
+    if (mode != HOLD && mode != KEEP && warm_up_seconds <= 0)
+        return 0;
+    while (fgets(line, sizeof(line), stdin)) {
+        if (mode == KEEP)
+            count_kept();
+        else
+            run_phase(phase_seconds);
+    }
     return 0;
 }

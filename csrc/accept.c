@@ -9,12 +9,10 @@
 #include "sys.h"
 
 /*
- * The accept that finds nothing costs as much as one that finds something. So
- * the batch follows the arrivals: up by one after eight batches in a row that
- * were full, halved by one that was not.
+ * A turn empties the queue, up to this many. The accept that finds nothing is
+ * cheaper than leaving some for the next turn: docs/BENCHMARKS.md, tuning.
  */
 #define BATCH_MAX 64U
-#define FULL_BATCHES 8U
 
 /* On closing; the kernel's backlog is no longer than somaxconn, usually 4,096. */
 #define CLOSING_BATCH 65536U
@@ -149,8 +147,6 @@ static bool accept_one(struct rf_worker *worker, uint32_t target)
     rf_admission_leave(worker->admission);
     switch (errno) {
     case EAGAIN:
-        worker->accept_batch = (worker->accept_batch + 1) / 2;
-        worker->full_batches = 0;
         return false;
     case EMFILE:
     case ENFILE:
@@ -166,13 +162,9 @@ static bool accept_one(struct rf_worker *worker, uint32_t target)
 
 void rf_accept_some(struct rf_worker *worker, uint32_t target)
 {
-    for (uint32_t i = 0; i < worker->accept_batch; i++)
+    for (uint32_t i = 0; i < BATCH_MAX; i++)
         if (!worker->accepting || !accept_one(worker, target))
             return;
-    if (++worker->full_batches >= FULL_BATCHES && worker->accept_batch < BATCH_MAX) {
-        worker->accept_batch++;
-        worker->full_batches = 0;
-    }
 }
 
 void rf_accept_close(struct rf_worker *worker)

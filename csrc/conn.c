@@ -256,7 +256,8 @@ void rf_conn_expired(struct rf_worker *worker, struct rf_conn *conn)
 void rf_conn_reset(struct rf_worker *worker, struct rf_conn *conn, enum rf_counter reason)
 {
     rf_sys_reset(conn->fd[RF_PEER]);
-    if (conn->state != RF_CONN_CONNECTING) /* else there is nobody to tell */
+    /* A leg that still connects has nobody to tell, unless a forked child holds it too. */
+    if (conn->fd[RF_SERVICE] >= 0 && (conn->state != RF_CONN_CONNECTING || !worker->own_table))
         rf_sys_reset(conn->fd[RF_SERVICE]);
     rf_conn_close(worker, conn, reason);
 }

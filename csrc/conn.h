@@ -64,7 +64,7 @@ enum rf_conn_state {
 #define RF_CONN_LOST(side) (1U << (side)) /* the side was reset, or its socket failed */
 #define RF_CONN_QUEUED (1U << 2)          /* in the worker's run queue */
 #define RF_CONN_MOVED (1U << 3)           /* bytes moved since the timer was touched */
-#define RF_CONN_KEEPALIVE_DUE (1U << 4)   /* armed: keepalive of the leg not yet set */
+#define RF_CONN_KEEPALIVE_DUE (1U << 4)   /* armed: keepalive not yet set */
 #define RF_CONN_SAME_HOST (1U << 5)       /* peer and dialled address are the same */
 #define RF_CONN_LEG_OVER (1U << 6)        /* rf_leg_over said so: fit for a spare */
 #define RF_CONN_SCOPED (1U << 7)          /* the peer is link-local */

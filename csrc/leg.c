@@ -47,7 +47,7 @@ static void leg_failed(struct rf_worker *worker, struct rf_conn *conn, int error
     rf_conn_reset(worker, conn, RF_CLOSED_LEG_FAILED);
 }
 
-/* More would seldom be used at once; each holds some 4 kB in the kernel. */
+/* More would seldom be used at once; each holds some 8 kB in the kernel. */
 #define SPARE_LEGS_MAX 256U
 
 /* The beginning of struct tcp_info, which C libraries know only in part. */
@@ -69,13 +69,9 @@ bool rf_leg_over(const struct rf_conn *conn)
 
 bool rf_leg_keep_spare(struct rf_worker *worker, struct rf_conn *conn)
 {
-    /*
-     * Only after a short connection, keepalive not yet set, and not towards a
-     * link-local address: that leaves the socket bound to the interface.
-     */
+    /* Only after a short connection, keepalive not yet set, and from an address on the list. */
     if (!(conn->flags & RF_CONN_LEG_OVER) || !(conn->flags & RF_CONN_KEEPALIVE_DUE) ||
-        (conn->flags & RF_CONN_SCOPED) || conn->leg_source == RF_LEG_SOURCES_MAX ||
-        worker->spare_legs >= SPARE_LEGS_MAX)
+        conn->leg_source == RF_LEG_SOURCES_MAX || worker->spare_legs >= SPARE_LEGS_MAX)
         return false;
     worker->spare_legs++;
     return true;
@@ -90,7 +86,11 @@ void rf_leg_drop_spare(struct rf_worker *worker, struct rf_conn *conn)
     worker->spare_legs--;
 }
 
-/* The number of a local address in the worker's list, which it joins if there is room. */
+/*
+ * The number of a local address in the worker's list, which it joins if there is
+ * room. One that was bound to towards a link-local peer is not for the list:
+ * that leaves the socket bound to the interface too.
+ */
 static uint16_t number_source(struct rf_worker *worker, const union rf_address *source)
 {
     uint16_t number = 0;
@@ -141,10 +141,11 @@ static int open_leg(struct rf_worker *worker, struct rf_conn *conn,
      */
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on));
     setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)); /* relay.c, carry_urgent */
-    conn->leg_source = number_source(worker, source);
     rf_address_set_port(&any_port, 0);
     if (bind(fd, &any_port.any, rf_address_length(source)) < 0)
         return errno == EADDRNOTAVAIL ? -ENETUNREACH : -errno; /* the address is no longer ours */
+    conn->leg_source =
+        conn->flags & RF_CONN_SCOPED ? RF_LEG_SOURCES_MAX : number_source(worker, source);
     if (connect(fd, &destination->any, rf_address_length(destination)) < 0 &&
         errno != EINPROGRESS)
         return -errno;

@@ -6,14 +6,19 @@
 
 /*
  * What is asked for, best first: 1 MB costs less CPU per GB than 256 kB, and is
- * as much as anyone may have (pipe-max-size). Below 64 kB, what splicing saves
- * goes into its system calls.
+ * as much as an ordinary user may have (pipe-max-size). Below 64 kB, what
+ * splicing saves goes into its system calls.
  */
 static const int sizes[] = {1024 * 1024, 256 * 1024, 64 * 1024};
 
 #define SIZES (sizeof(sizes) / sizeof(sizes[0]))
 
-#define IDLE_MAX 64U
+/*
+ * All pipes of an ordinary user have 64 MB in sum (pipe-user-pages-soft), those
+ * of his other programs too. So a worker has few large ones, and keeps few.
+ */
+#define LARGE_MAX 16U
+#define IDLE_MAX 16U
 #define RETRY_MS 1000U
 
 static void close_pipe(struct rf_pipe *pipe)
@@ -24,20 +29,20 @@ static void close_pipe(struct rf_pipe *pipe)
 }
 
 /*
- * Returns the capacity, or -1 where the kernel gives too little: as an ordinary
- * user's pages run out (pipe-user-pages-soft), pipes may no longer grow and at
- * last have a page or two (pipe(7)). Then copying is cheaper.
+ * Returns the capacity, or -1 where the kernel gives too little: when an
+ * ordinary user's pages have run out, a pipe has a page or two and may not grow
+ * (pipe(7)). Then copying is cheaper.
  */
-static int enlarge(int fd)
+static int enlarge(int fd, bool large)
 {
     int capacity = -1;
 
-    for (size_t i = 0; capacity < 0 && i < SIZES; i++)
+    for (size_t i = large ? 0 : 1; capacity < 0 && i < SIZES; i++)
         capacity = fcntl(fd, F_SETPIPE_SZ, sizes[i]);
     return capacity;
 }
 
-static struct rf_pipe *open_pipe(void)
+static struct rf_pipe *open_pipe(bool large)
 {
     struct rf_pipe *pipe = malloc(sizeof(*pipe));
     int fds[2];
@@ -50,7 +55,7 @@ static struct rf_pipe *open_pipe(void)
         return NULL;
     }
     *pipe = (struct rf_pipe){.read_fd = fds[0], .write_fd = fds[1]};
-    capacity = enlarge(pipe->write_fd);
+    capacity = enlarge(pipe->write_fd, large);
     if (capacity < 0) {
         close_pipe(pipe);
         return NULL;
@@ -73,7 +78,7 @@ struct rf_pipe *rf_pipe_get(struct rf_pipes *pipes, uint32_t now_ms)
         return NULL;
     if (pipes->failed && (int32_t)(now_ms - pipes->retry_at_ms) < 0)
         return NULL;
-    pipe = open_pipe();
+    pipe = open_pipe(pipes->in_use < LARGE_MAX); /* none is idle here */
     pipes->failed = !pipe;
     if (!pipe) {
         pipes->retry_at_ms = now_ms + RETRY_MS;

@@ -31,10 +31,11 @@
 #include "worker.h"
 
 /*
- * Rounds of one half in one turn. With PIPE_SIZE this is up to 1 MB of a bulk
- * stream, some 0.2 ms, before the others get theirs.
+ * What one half may do in one turn before the others get theirs: so many
+ * rounds, and no more once this much has gone through, some 0.2 ms of splicing.
  */
 #define ROUNDS 4
+#define TURN_BYTES (1024U * 1024U)
 
 #define PROMOTE_FULL_READS 2
 #define DEMOTE_SMALL_READS 8
@@ -48,6 +49,7 @@ struct relay {
     int source;
     int sink;
     enum rf_side side;
+    size_t passed; /* bytes, in this turn */
 };
 
 enum step {
@@ -61,6 +63,7 @@ enum step {
 static void count_passed(struct relay *r, size_t n, enum rf_counter how)
 {
     r->conn->flags |= RF_CONN_MOVED;
+    r->passed += n;
     rf_count(r->worker, how, n);
     rf_count(r->worker, r->side == RF_PEER ? RF_BYTES_TO_SERVICE : RF_BYTES_TO_PEER, n);
 }
@@ -340,7 +343,7 @@ enum rf_relay_result rf_relay_run(struct rf_worker *worker, struct rf_conn *conn
         .side = side,
     };
 
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < ROUNDS && r.passed < TURN_BYTES; round++) {
         enum step step = STEP_ON;
 
         if (r.half->buffer)

@@ -2,7 +2,7 @@
  * slab.h - the connections of a worker, by index, in chunks that never move.
  *
  * Grows by a chunk at a time up to its capacity and keeps what it has: the
- * memory of a worker is that of its busiest moment, some 150 bytes a
+ * memory of a worker is that of its busiest moment, some 100 bytes a
  * connection. Free lists are last in, first out, so that a busy reflector works
  * in few cache lines; slots with a spare leg go first.
  */

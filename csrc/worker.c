@@ -226,7 +226,6 @@ int rf_worker_init(struct rf_worker *worker, uint32_t capacity, uint32_t max_pip
     int r;
 
     worker->run_head = worker->run_tail = RF_NO_INDEX;
-    worker->accept_batch = 1;
     worker->now_ms = rf_sys_now_ms();
     worker->pipes.max = max_pipes;
     for (unsigned class = 0; class < RF_TIMER_CLASSES; class++)

@@ -50,8 +50,6 @@ struct rf_worker {
     int epoll_fd;
     int wake_fd;       /* eventfd: a request from outside, or room under the limits */
     int *listener_fds; /* one a target; -1 once closed */
-    uint32_t accept_batch;
-    uint32_t full_batches;
     bool accepting;     /* listeners are in epoll */
     bool closing;       /* listeners are closed: end with the last connection */
     bool awaiting_slot; /* not accepting until one of its own connections ends */

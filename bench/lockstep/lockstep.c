@@ -21,6 +21,7 @@
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "gate.h"
@@ -188,18 +189,46 @@ static const struct scenario {
     {NULL, NULL, 0, false},
 };
 
-/* Where no network namespace can be had, the loopback of the host does. */
-static void enter_network(void)
+static bool enter_namespace(int flags)
 {
     struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+    bool is_up;
     int fd;
 
-    if (unshare(CLONE_NEWNET) < 0 && unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0)
-        return;
+    if (unshare(flags) < 0)
+        return false;
     fd = socket(AF_INET, SOCK_DGRAM, 0);
-    if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request) < 0)
-        die("loopback");
-    close(fd);
+    is_up = fd >= 0 && ioctl(fd, SIOCSIFFLAGS, &request) == 0;
+    if (fd >= 0)
+        close(fd);
+    return is_up;
+}
+
+/*
+ * Where no network namespace can be had, the loopback of the host does. There is no way back from
+ * one whose loopback stays down, as where a user namespace is allowed but has no rights: a child
+ * tries first.
+ */
+static void enter_network(void)
+{
+    static const int ways[] = {CLONE_NEWNET, CLONE_NEWUSER | CLONE_NEWNET};
+
+    for (size_t i = 0; i < sizeof(ways) / sizeof(*ways); i++) {
+        pid_t child = fork();
+        int status;
+
+        if (child < 0)
+            die("fork");
+        if (child == 0)
+            _exit(enter_namespace(ways[i]) ? 0 : 1);
+        if (waitpid(child, &status, 0) != child)
+            die("waitpid");
+        if (status != 0)
+            continue;
+        if (!enter_namespace(ways[i]))
+            die("network namespace");
+        return;
+    }
 }
 
 static void stay_on_one_cpu(void)

@@ -39,6 +39,7 @@ _SETTINGS = {
     "reflector": "`reflector --return-port 2222 10022`",
     "nginx": f"[nginx.conf]({_RIVALS}/nginx.conf)",
     "haproxy": f"[haproxy.cfg]({_RIVALS}/haproxy.cfg)",
+    "haproxy_1m": f"[haproxy-1m.cfg]({_RIVALS}/haproxy-1m.cfg)",
     "socat": f"[socat.sh]({_RIVALS}/socat.sh)",
     "nft": f"[nftables.nft]({_RIVALS}/nftables.nft)",
     "reflector01": f"[reflector-0.1.txt]({_RIVALS}/reflector-0.1.txt)",
@@ -52,12 +53,13 @@ _SETTING_LABELS = {
     "kernel": "Linux",
     "cpu": "CPU",
     "cpus": "CPUs",
-    "memory_gb": "memory, GB",
+    "memory_gb": "memory, GiB",
     "load_average": "load average before",
     "python": "Python",
     "reflector": "reflector",
     "commit": "commit",
     "build": "build",
+    "congestion_control": "congestion control of TCP",
     "workers": "workers of each proxy",
     "file_limit": "open files of each process, at most",
 }
@@ -166,7 +168,7 @@ def _rivals(record: Record) -> str:
 
 def _setting(record: Record) -> str:
     rows = [
-        [_SETTING_LABELS.get(key, key), str(value)]
+        [_SETTING_LABELS.get(key, key), f"{value:.2f}" if key == "load_average" else str(value)]
         for key, value in record.setting.items()
         if not isinstance(value, dict)
     ]

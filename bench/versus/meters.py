@@ -1,10 +1,16 @@
-"""What a proxy costs, by psutil: its process tree, and the whole machine for those that have none.
+"""What a proxy costs: its process tree, and the whole machine for those that have none.
 
-The CPU of a process tree is exact: what its threads ran, and what ended children had run. That of
-the machine is by the kernel's clock tick, and includes whatever else runs there.
+The CPU of a process tree is what the kernel's scheduler counted for its threads, in nanoseconds;
+that of children which have ended is by the clock tick, and where there is no such count all is. It
+is not the proxy's own code alone: over veth, whoever sends does the peer's receive work of TCP as
+well, in its softirq, and so a proxy pays for what nodes and services receive from it, and they for
+what it receives. That is the same for every proxy. The CPU of the machine has all of it; it is by
+the clock tick, and includes whatever else runs there.
 """
 
+import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +19,7 @@ from place import BenchError, Process
 
 from versus.proxies import process_tree
 
-_PAGE_BYTES = 4096
+_PAGE_BYTES = resource.getpagesize()
 
 #: how little the kernel's memory changes in a quarter of a second once it stands still, and for how
 #: many of those it is waited for
@@ -62,28 +68,46 @@ class Usage:
 
 def read_usage(process: Process | None) -> Usage:
     """Read the clocks, of this process with its descendants and of the machine."""
+    # The tree first: to find it costs CPU, which is not to lie between the two clocks.
+    tree = [] if process is None else _tree(process)
     machine = psutil.cpu_times()
     busy = machine.user + machine.nice + machine.system + machine.irq + machine.softirq
     return Usage(
-        None if process is None else _tree_seconds(process) * 1e6,
+        None if process is None else _tree_seconds(tree) * 1e6,
         busy * 1e6,
         machine.steal * 1e6,
         time.monotonic() * 1e6,
     )
 
 
-def _tree_seconds(process: Process) -> float:
+def _tree(process: Process) -> list[psutil.Process]:
     if process.popen.poll() is not None:
         raise BenchError("it ended by itself")
+    return process_tree(process.pid)
+
+
+def _tree_seconds(tree: Sequence[psutil.Process]) -> float:
     total = 0.0
     # The root last: a child that ends meanwhile is then counted by its parent.
-    for one in reversed(process_tree(process.pid)):
+    for one in reversed(tree):
         try:
             times = one.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        total += times.user + times.system + times.children_user + times.children_system
+        total += _threads_seconds(one.pid) or times.user + times.system
+        total += times.children_user + times.children_system
     return total
+
+
+def _threads_seconds(pid: int) -> float:
+    """Return what the threads of a process ran, by proc(5); 0 where the kernel does not tell."""
+    ran_ns = 0
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            ran_ns += int(thread.read_text().split()[0])
+        except OSError:  # the thread has ended
+            continue
+    return ran_ns / 1e9
 
 
 def user_bytes(process: Process) -> int:

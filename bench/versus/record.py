@@ -7,7 +7,7 @@ only then summed up: what slows the whole machine for a minute slows both.
 
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,6 +24,10 @@ class Metric:
     unit: str
     decimals: int
     better: str  # "low" or "high"
+
+    def best(self, values: Iterable[float]) -> float:
+        """Return the best of some values, of which there is one at least."""
+        return min(values) if self.better == "low" else max(values)
 
 
 METRICS = {
@@ -42,6 +46,7 @@ METRICS = {
         Metric("mb_per_s", "throughput", "MB/s", 0, "high"),
         Metric("user_bytes", "user memory per connection", "bytes", 0, "low"),
         Metric("kernel_bytes", "kernel memory per connection", "bytes", 0, "low"),
+        Metric("nodes_reached", "nodes reached in the time", "", 0, "high"),
         Metric("steal_percent", "CPU time taken by the host of the machine", "%", 1, "low"),
     )
 }  # fmt: skip
@@ -105,10 +110,11 @@ class Summary:
 
 @dataclass
 class Record:
-    """All of a run."""
+    """All of a run; `part` is empty where all of it was to be measured, and it came to its end."""
 
     setting: dict[str, Any] = field(default_factory=dict)
     mode: str = "full"
+    part: str = ""
     rounds: int = 0
     seconds: float = 0.0
     proxies: list[ProxyInfo] = field(default_factory=list)
@@ -128,6 +134,7 @@ class Record:
             return cls(
                 setting=dict(data["setting"]),
                 mode=str(data["mode"]),
+                part=str(data.get("part", "")),
                 rounds=int(data["rounds"]),
                 seconds=float(data["seconds"]),
                 proxies=[ProxyInfo(**one) for one in data["proxies"]],
@@ -168,18 +175,6 @@ class Record:
         """Return the keys of the rival proxies: what runs in user space and is not reflector."""
         return [one.key for one in self.proxies if one.kind == "proxy" and one.key != OWN]
 
-    def best_rival(self, work: str, metric: str) -> str | None:
-        """Return the rival proxy with the best median; None where no rival was measured."""
-        medians = {
-            rival: summary.median
-            for rival in self.rivals()
-            if (summary := self.summary(work, rival, metric))
-        }
-        if not medians:
-            return None
-        best = _best(METRICS[metric])(medians.values())
-        return next(rival for rival, median in medians.items() if median == best)
-
     def ratios(self, work: str, metric: str, against: str) -> dict[int, float]:
         """Return reflector's value divided by another's, by round.
 
@@ -219,13 +214,9 @@ class Record:
         }
 
 
-def _best(metric: Metric) -> Callable[[Iterable[float]], float]:
-    return min if metric.better == "low" else max
-
-
 def _best_by_round(columns: Iterable[dict[int, float]], metric: Metric) -> dict[int, float]:
     best: dict[int, float] = {}
     for column in columns:
         for number, value in column.items():
-            best[number] = _best(metric)((best.get(number, value), value))
+            best[number] = metric.best((best.get(number, value), value))
     return best

@@ -4,13 +4,15 @@ What a machine does besides changes by the minute. So the cells that are compare
 other in time, and each round begins with another proxy.
 """
 
+import re
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
-from place import BenchError, Tools, find_program
+from place import BENCH, BenchError, Tools, find_program
 
 from versus.observer import Cell, Observer
 from versus.proxies import FINDERS, NAMES, Proxy
@@ -18,7 +20,10 @@ from versus.record import Missing, Record, Sample, Work
 from versus.stage import Stage, set_up
 from versus.works import SLOW, SLOW_ROUNDS, TOOLS, Session, Task
 
-__all__ = ["Cell", "Observer", "Run", "find_proxies", "leave_out_tools", "select"]
+__all__ = [
+    *("Cell", "Observer", "Run", "find_proxies", "leave_out_tools", "plain", "select"),
+    "tell_missing",
+]
 
 #: seconds for a new network and the start of a proxy; for warming up and settling before and after
 _START_SECONDS = 0.4
@@ -28,11 +33,33 @@ _TASK_SECONDS = 0.75
 _FAILURES_AT_MOST = 2
 
 #: what goes wrong in one cell, and does not keep the next from being measured
-_FAILURES = (BenchError, OSError, ValueError, KeyError, psutil.Error, subprocess.SubprocessError)
+_FAILURES = (
+    *(BenchError, OSError, ValueError, KeyError, ArithmeticError),
+    *(psutil.Error, subprocess.SubprocessError),
+)
+
+#: paths that a message may have: what is of this machine alone, and no word for a reader elsewhere
+_CHECKOUT = f"{BENCH.parent}/"
+_TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}/reflector-bench-\w+/?")
+_PATH = re.compile(r"(?<![\w.:/-])/(?!(?:proc|sys|dev)/)(?:[^\s/'\"]+/)+(?=[^\s/'\"])")
 
 
 #: takes what is missing, and why
 Miss = Callable[[str, str], None]
+
+
+def plain(text: str) -> str:
+    """Return a message in one line, without the paths of this machine: base names are left."""
+    text = _TEMPORARY.sub("", " ".join(text.split()).replace(_CHECKOUT, ""))
+    return _PATH.sub("", text)
+
+
+def tell_missing(record: Record, observer: Observer, what: str, why: str) -> None:
+    """Put into the record, once, what is missing and why: all of that comes by here."""
+    missing = Missing(what, plain(why))
+    if missing not in record.missing:
+        record.missing.append(missing)
+        observer.missing(missing.what, missing.why)
 
 
 def find_proxies(tools: Tools, keys: Sequence[str], miss: Miss) -> list[Proxy]:
@@ -129,8 +156,10 @@ class Run:
         return sorted(works, key=lambda work: groups.index(work.group))
 
     def _turns(self, number: int) -> list[_Turn]:
-        first = number % len(self._proxies)
-        order = self._proxies[first:] + self._proxies[:first]
+        # Every other round goes backwards: a turn is not always taken after the same proxy's, in
+        # what that has left of heat, caches and memory.
+        count, step = len(self._proxies), -1 if number % 2 else 1
+        order = [self._proxies[(number + step * at) % count] for at in range(count)]
         turns = [
             _Turn(session, proxy, self._cells(session, proxy, number))
             for session in self._sessions
@@ -167,10 +196,7 @@ class Run:
                     self._miss(what, why)
 
     def _miss(self, what: str, why: str) -> None:
-        missing = Missing(what, why)
-        if missing not in self._record.missing:
-            self._record.missing.append(missing)
-            self._observer.missing(what, why)
+        tell_missing(self._record, self._observer, what, why)
 
     def _take(self, turn: _Turn) -> None:
         """Do all tasks of a turn; after one that fails the proxy starts anew for what is left."""
@@ -187,9 +213,12 @@ class Run:
                         self._do(stage, *left[0])
                         left.pop(0)
             except _FAILURES as error:
-                _, cell = left.pop(0) if left else turn.cells[-1]
+                if not left:  # all is measured, and counted: only the end went wrong
+                    self._miss(f"the end of {turn.proxy.info.name}", _in_words(error))
+                    return
+                _, cell = left.pop(0)
                 self._failures[cell.proxy.key, cell.work.key] += 1
-                self._miss(f"{cell.proxy.name} on {cell.work.title}", _in_one_line(error))
+                self._miss(f"{cell.proxy.name} on {cell.work.title}", _in_words(error))
                 self._observer.ended(cell, None)
 
     def _do(self, stage: Stage, task: Task, cell: Cell) -> None:
@@ -204,6 +233,5 @@ def _for_reflector(options: tuple[str, ...]) -> dict[str, str]:
     return {"reflector_options": " ".join(options)} if options else {}
 
 
-def _in_one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, BenchError) else f"{type(error).__name__}: {text}"
+def _in_words(error: BaseException) -> str:
+    return str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"

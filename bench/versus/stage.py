@@ -11,11 +11,11 @@ from held import FILE_LIMIT
 from place import BenchError, Process, Tools
 
 from versus.meters import Usage, read_usage
-from versus.proxies import Proxy, nginx_command, run_apart
+from versus.proxies import Proxy, nginx_command, run_apart, wait_until_listening
 
 Report = dict[str, Any]
 
-#: more failures than this share, and there is no value
+#: more failures than this share, and there is no value; of checks, the proxy says how many
 _FAILED_AT_MOST = 0.01
 
 #: seconds in which what has ended leaves the kernel and the proxy
@@ -41,6 +41,7 @@ class Stage:
         self.process = process
         self._ends = ends  # of what lasts as long as the stage
         self._held = 0
+        self._holders: list[Process] = []
         self._held_services = False
 
     @property
@@ -54,9 +55,17 @@ class Stage:
             mode, self.service_port, files=FILE_LIMIT, on_node=self.proxy.in_between
         )
 
-    def program(self, command: list[str], **pipes: Any) -> AbstractContextManager[Process]:
-        """Run another program as the service."""
-        return place.running(command, FILE_LIMIT, self.proxy.in_between, **pipes)
+    @contextmanager
+    def program(self, command: list[str]) -> Iterator[Process]:
+        """Run another program as the service; the block begins when it listens on IPv4."""
+        log = self.tools.directory / "program.log"
+        on_node = self.proxy.in_between
+        with (
+            log.open("w") as output,
+            place.running(command, FILE_LIMIT, on_node, stdout=output, stderr=output) as process,
+        ):
+            wait_until_listening(process, log, self.service_port)
+            yield process
 
     def web_service(self) -> AbstractContextManager[Process]:
         """Run nginx as the nodes' web service."""
@@ -85,14 +94,23 @@ class Stage:
             report = load.read_report()
             place.settle(_SETTLE)
             used = self.usage() - before
-        self.must_have_done(report)
+        if mode == "check":
+            self.must_have_checked(report)
+        else:
+            self.must_have_done(report)
         return report, used
 
-    def must_have_done(self, report: Report) -> None:
-        """Raise BenchError unless nearly all exchanges went well."""
-        done, failed = report["done"], report["failed"]
-        if failed > _FAILED_AT_MOST * done:
+    def must_have_done(self, report: Report, failed_at_most: float = _FAILED_AT_MOST) -> None:
+        """Raise BenchError unless there were exchanges, and all went well but for that share."""
+        done, failed = report["done"], all_failed(report)
+        if not done:
+            raise BenchError(f"no exchange was done, {failed:,} failed")
+        if failed > failed_at_most * (done + failed):
             raise BenchError(f"{failed:,} of {done + failed:,} exchanges failed")
+
+    def must_have_checked(self, report: Report) -> None:
+        """Raise BenchError unless there were checks, and no more failed than this proxy may."""
+        self.must_have_done(report, self.proxy.checks_failed_at_most)
 
     def ask_tool(self, command: list[str]) -> tuple[str, Usage]:
         """Run a tool as a node, to its end; return what it told, and the CPU meanwhile."""
@@ -135,7 +153,19 @@ class Stage:
             came_up = load.read_report()["done"]
             if came_up != more:
                 raise BenchError(f"only {came_up:,} of {more:,} connections came up")
+            self._holders.append(load)
             self._held += more
+
+    def must_still_hold(self) -> None:
+        """Raise BenchError unless all that `hold` has brought up is still there."""
+        still = 0
+        for load in self._holders:
+            if load.popen.poll() is not None:
+                raise BenchError("a process that held connections ended by itself")
+            load.next_phase()
+            still += load.read_report()["done"]
+        if still != self._held:
+            raise BenchError(f"only {still:,} of {self._held:,} connections were held to the end")
 
 
 @contextmanager
@@ -144,6 +174,11 @@ def set_up(tools: Tools, proxy: Proxy, options: tuple[str, ...]) -> Iterator[Sta
     place.change_network()
     with proxy.start(options) as process, ExitStack() as ends:
         yield Stage(tools, proxy, process, ends)
+
+
+def all_failed(report: Report) -> int:
+    """Return how many exchanges failed, with those that were due and never began."""
+    return int(report["failed"]) + int(report.get("late", 0))
 
 
 def last_json(told: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from versus import view
-from versus.record import Metric, ProxyInfo, Record, Summary, Work
+from versus.record import OWN, Metric, ProxyInfo, Record, Summary, Work
 from versus.targets import Verdict, judge_all
 
 #: where the output is no terminal
@@ -41,6 +41,47 @@ def show(record: Record, file: TextIO | None = None, width: int | None = None) -
         console.print(Text("Not measured", "bold underline"))
         for one in seen.missing:
             console.print(Text.assemble((one.what, "bold"), f": {one.why}"))
+
+
+def compare(record: Record, old: Record, file: TextIO | None = None) -> None:
+    """Print reflector's own numbers of a record beside those of another, older one.
+
+    The two ran at different times: their medians are compared, not their rounds.
+    """
+    console = Console(file=file or sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_COLUMNS
+    console.print(Text("reflector, beside an older record", "bold underline"))
+    console.print(Text(f"old: {view.setting_line(old)}\nnew: {view.setting_line(record)}", "dim"))
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("")
+    for head in ("old", "new", "new / old"):
+        table.add_column(head, justify="right", no_wrap=True)
+    before, now = view.less_direct(old), view.less_direct(record)
+    for group in view.groups(now):
+        for work in view.measured_works(now, group):
+            rows = list(_compared(before, now, work))
+            if rows:
+                table.add_row(Text(view.work_title(work), "bold cyan"))
+            for row in rows:
+                table.add_row(*row)
+    console.print(table if table.row_count else "nothing that both have measured")
+
+
+def _compared(before: Record, now: Record, work: Work) -> Iterator[tuple[str, str, str, Text]]:
+    for metric in view.main_metrics(now, work):
+        old = before.summary(work.key, OWN, metric.key)
+        new = now.summary(work.key, OWN, metric.key)
+        if old is None or new is None:
+            continue
+        share = Text("-", "dim")
+        if old.median:
+            style = "green" if metric.best((new.median, old.median)) == new.median else "yellow"
+            share = Text(view.ratio(new.median / old.median), style)
+        arrow = " ↑" if metric.better == "high" else ""
+        label = f"  {view.short_label(metric, work.group)}{arrow}"
+        first, second = (view.number(one.median, metric.decimals) for one in (old, new))
+        yield label, first, second, share
 
 
 class _GroupTable:

@@ -40,10 +40,11 @@ _SHORT = {
     "user_bytes": "user, bytes",
     "kernel_bytes": "kernel, bytes",
     "steal_percent": "steal, %",
+    "nodes_reached": "nodes",
 }
 
 #: conditions of a measurement, rather than results: nobody is best at them
-_CONDITIONS = frozenset({"failed", "load_us", "steal_percent"})
+_CONDITIONS = frozenset({"failed", "load_us", "nodes_reached", "steal_percent"})
 
 #: what a schedule gives, and what the bulk streams beside the checks use up, each at its own speed
 _NOT_COMPARED = frozenset({("mix", "rate"), ("mix", "cpu_us"), ("mix", "machine_us")})
@@ -155,8 +156,8 @@ def best_proxy(record: Record, work: str, metric: Metric) -> str | None:
     }
     if len(medians) < 2:
         return None
-    best = min if metric.better == "low" else max
-    return best(medians, key=lambda key: medians[key])
+    best = metric.best(medians.values())
+    return next(key for key, median in medians.items() if median == best)
 
 
 def number(value: float, decimals: int = 0) -> str:

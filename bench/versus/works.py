@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from subprocess import DEVNULL
 
 import place
 from held import FILE_LIMIT
@@ -17,7 +16,7 @@ from place import BenchError, find_program
 
 from versus.meters import settled_kernel_bytes, user_bytes
 from versus.record import OWN, Work
-from versus.stage import Report, Stage, last_json
+from versus.stage import Report, Stage, all_failed, last_json
 
 Values = dict[str, float]
 
@@ -65,10 +64,10 @@ class Session:
     options: tuple[str, ...] = field(default=())
 
 
-def _of_exchanges(report: Report, rate: bool = True) -> Values:
-    values = {key: float(report[key]) for key in ("p50_us", "p99_us", "p999_us", "failed")}
-    if rate:
-        values["rate"] = report["done"] / report["seconds"]
+def _of_exchanges(report: Report) -> Values:
+    values = {key: float(report[key]) for key in ("p50_us", "p99_us", "p999_us")}
+    values["failed"] = float(all_failed(report))
+    values["rate"] = float(report["rate"])
     return values
 
 
@@ -84,13 +83,18 @@ def _load_checks(stage: Stage, at_a_time: int, nodes: int, seconds: float) -> Va
     )
     done = report["done"]
     load_us = (report["user_us"] + report["system_us"]) / done
-    return {**_of_exchanges(report), **used.each(done), "load_us": load_us}
+    values = {**_of_exchanges(report), **used.each(done), "load_us": load_us}
+    if nodes > done:  # one after the other, and each once
+        values["nodes_reached"] = float(done)
+    return values
 
 
 def _checks_beside(stage: Stage, held: int, nodes: int, seconds: float) -> Values:
     stage.hold(held)
     place.settle(0.5)
-    return _load_checks(stage, 64, nodes, seconds)
+    values = _load_checks(stage, 64, nodes, seconds)
+    stage.must_still_hold()
+    return values
 
 
 def _ping_pong(stage: Stage, streams: int, seconds: float) -> Values:
@@ -108,8 +112,7 @@ def _latency(stage: Stage, seconds: float) -> Values:
     server = [program, "server", "--tcp", "-i", "0.0.0.0", "-p", str(stage.service_port)]
     client = [program, "ping-pong", "--tcp", "--full-rtt", "-m", "64", "-t", f"{seconds:.0f}"]
     client += ["-i", place.reflector_address(), "-p", str(place.REFLECTOR_PORT)]
-    with stage.program(server, stdout=DEVNULL):
-        place.settle(0.3)
+    with stage.program(server):
         told, _ = stage.ask_tool(client)
     found: Values = {}
     for line in told.splitlines():
@@ -124,12 +127,11 @@ def _latency(stage: Stage, seconds: float) -> Values:
 
 def _bulk(stage: Stage, direction: str, seconds: float) -> Values:
     program = find_program("iperf3", TOOLS["iperf3"])
-    server = [program, "-s", "-p", str(stage.service_port)]
+    server = [program, "-s", "-4", "-p", str(stage.service_port)]
     client = [program, "-c", place.reflector_address(), "-p", str(place.REFLECTOR_PORT)]
     client += ["-B", place.node(0), "-P", "4", "-t", f"{seconds:.0f}", "-Z", "-J"]
     client += {"down": ["-R"], "up": [], "both": ["--bidir"]}[direction]
-    with stage.program(server, stdout=DEVNULL, stderr=DEVNULL):
-        place.settle(0.2)
+    with stage.program(server):
         told, used = stage.ask_tool(client)
     end = json.loads(told[told.index("{") :])["end"]
     sums = [end[key] for key in ("sum_received", "sum_received_bidir_reverse") if key in end]
@@ -149,6 +151,7 @@ def _http(stage: Stage, connections: int, seconds: float) -> Values:
         told, used = stage.ask_tool(client)
     report = last_json(told)
     stage.must_have_done(report)
+    report["rate"] = report["done"] / report["seconds"]
     return {**_of_exchanges(report), **used.each(report["done"])}
 
 
@@ -161,13 +164,15 @@ def _held(stage: Stage, connections: int) -> Values:
         kernel_before = settled_kernel_bytes()
         options = {"count": connections, "nodes": connections, "at_a_time": 64, "files": FILE_LIMIT}
         with stage.tools.start_load("hold", **options, within=30) as load:
-            stage.must_have_done(load.read_report())
+            report = load.read_report()
+            stage.must_have_done(report)
+            came_up = report["done"]
             kernel_grew = settled_kernel_bytes() - kernel_before
             values = {}
             if connections == wanted:  # what fewer hold is lost in what the machine does besides
-                values["kernel_bytes"] = kernel_grew / connections
+                values["kernel_bytes"] = kernel_grew / came_up
             if process:
-                values["user_bytes"] = (user_bytes(process) - user_before) / connections
+                values["user_bytes"] = (user_bytes(process) - user_before) / came_up
     return values
 
 
@@ -187,7 +192,7 @@ def _mix(stage: Stage, streams: int, rate: int, seconds: float) -> Values:
         place.settle(0.2)
         used = stage.usage() - before
     stage.must_have_done(pulled)
-    stage.must_have_done(checked)
+    stage.must_have_checked(checked)
     load_us = (checked["user_us"] + checked["system_us"]) / checked["done"]
     return {
         **_of_exchanges(checked),
@@ -240,7 +245,7 @@ def _bulk_task(direction: str, seconds: float) -> Task:
     title = f"bulk {how}, 4 streams" + (" each way" if direction == "both" else "")
     work = Work(f"bulk-{direction}", "bulk", title, {"streams": 4, "seconds": seconds})
     measure = partial(_bulk, direction=direction, seconds=seconds)
-    proxies = _ALL if direction == "down" else _FAST
+    proxies = (_ALL if direction == "down" else _FAST) | {"haproxy_1m"}
     return Task(((work, proxies),), seconds + 0.5, measure, ("iperf3",))
 
 
