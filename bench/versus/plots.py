@@ -147,14 +147,12 @@ def _bulk(record: Record) -> Figure | None:
 
     grid: list[list[_Panel | None]] = [
         [
-            _Panel(
-                f"{view.work_title(work)}: of the proxy's CPU", work, gigabytes("cpu_ms_per_gb"), 2
-            ),
-            _Panel("of the whole machine's CPU", work, gigabytes("machine_ms_per_gb"), 2),
+            _Panel(view.work_title(work), work, gigabytes("cpu_ms_per_gb"), 2),
+            _Panel("by the whole machine's CPU", work, gigabytes("machine_ms_per_gb"), 2),
         ]
         for work in view.measured_works(record, "bulk")
     ]
-    return _bars(record, "GB per second of CPU (longer is better)", grid)
+    return _bars(record, "GB per second of the proxy's CPU (longer is better)", grid)
 
 
 def _memory(record: Record) -> Figure | None:
