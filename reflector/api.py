@@ -6,7 +6,8 @@ import weakref
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from reflector.engine import Engine, SpliceEngine, Stats
+from reflector.engine import Engine, Stats
+from reflector.engines import start_engine
 from reflector.errors import ReflectorError
 from reflector.mapping import Mapping, parse_mappings
 from reflector.settings import Settings
@@ -42,6 +43,11 @@ class Reflector:
     return_port: where a mapping names none; None is the listening port's own number.
     return_source: numeric address of this host that return legs leave from, or one for IPv4 and
         one for IPv6; None is the address that the peer dialled.
+    engine: "splice", "mirror" (in the kernel, needs CAP_BPF and CAP_NET_ADMIN) or "auto", which
+        is mirror where that can be had.
+    interface: names of interfaces to mirror on; None is those with an address listened on.
+    rate: new connections a second that the mirror lets pass; None is no limit.
+    rate_per_source: the same for each source.
     workers: threads; None is one per usable CPU.
     max_connections: connections at once, more wait in the backlog; None is what the open-file
         limit carries.
@@ -60,6 +66,10 @@ class Reflector:
         bind: str | None = Settings.bind,
         return_port: int | None = Settings.return_port,
         return_source: str | Sequence[str] | None = Settings.return_source,
+        engine: str = Settings.engine,
+        interface: str | Sequence[str] | None = Settings.interface,
+        rate: int | None = Settings.rate,
+        rate_per_source: int | None = Settings.rate_per_source,
         workers: int | None = Settings.workers,
         max_connections: int | None = Settings.max_connections,
         max_per_source: int = Settings.max_per_source,
@@ -71,6 +81,10 @@ class Reflector:
             bind=bind,
             return_port=return_port,
             return_source=return_source,
+            engine=engine,
+            interface=interface,
+            rate=rate,
+            rate_per_source=rate_per_source,
             workers=workers,
             max_connections=max_connections,
             max_per_source=max_per_source,
@@ -93,12 +107,7 @@ class Reflector:
         with self._starting:
             if self._engine is not None:
                 raise ReflectorError("a Reflector starts once; make a new one")
-            engine = SpliceEngine(self._mappings, self._settings)
-            try:
-                engine.start()
-            except BaseException:
-                engine.stop()
-                raise
+            engine = start_engine(self._mappings, self._settings)
             self._process = os.getpid()
             weakref.finalize(self, _stop_in_process, engine, self._process)
             self._engine = engine

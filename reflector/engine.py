@@ -57,6 +57,15 @@ class Stats:
     pipes_in_use: int
     pipes_idle: int
     buffers_in_use: int
+    #: of the mirror engine, else 0: connections that it let pass, which are among those accepted,
+    #: and those that a rate limited; packets each way, those that it dropped by its own rules, and
+    #: ICMP errors that it passed on
+    mirrored: int = 0
+    limited_rate: int = 0
+    packets_to_service: int = 0
+    packets_to_peer: int = 0
+    packets_dropped: int = 0
+    icmp_turned: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counters by name."""
@@ -72,6 +81,10 @@ class Engine(Protocol):
     mappings: tuple[Mapping, ...]
     #: threads that carry
     workers: int
+
+    @property
+    def where(self) -> str:
+        """What it runs on, besides its workers, for the ready line; empty for nothing."""
 
     @property
     def max_connections(self) -> int:
@@ -133,6 +146,11 @@ class SpliceEngine:
             for mapping, port in zip(mappings, self._core.ports, strict=True)
         )
         self.workers = self._core.workers
+
+    @property
+    def where(self) -> str:
+        """Nothing besides its workers."""
+        return ""
 
     @property
     def max_connections(self) -> int:

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterable
 
 from reflector._version import __version__
-from reflector.engine import Engine, SpliceEngine, Stats
+from reflector.engine import Engine, Stats
+from reflector.engines import start_engine
 from reflector.mapping import Mapping, returns_in_a_loop
 from reflector.notify import notify
 from reflector.settings import SETTINGS, Settings
@@ -38,9 +39,8 @@ def run(mappings: tuple[Mapping, ...], settings: Settings) -> int:
     _log_to_stderr(settings.log_level)
     # Before the threads start, so that they inherit the mask and no signal is lost meanwhile.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    engine: Engine = SpliceEngine(mappings, settings)
+    engine = start_engine(mappings, settings)
     try:
-        engine.start()
         _announce(engine, settings)
         stopped_by = _serve(engine, settings)
         notify("STOPPING=1")
@@ -62,7 +62,7 @@ def _announce(engine: Engine, settings: Settings) -> None:
     routes = ", ".join(f"{m.listens_on} -> peer:{m.return_port}" for m in engine.mappings)
     workers = "1 worker" if engine.workers == 1 else f"{engine.workers} workers"
     error_line(
-        f"reflector {__version__} ready: {routes} ({engine.name} engine, {workers}, at most "
+        f"reflector {__version__} ready: {routes} ({_engine(engine)}, {workers}, at most "
         f"{engine.max_connections:,} connections, {settings.max_per_source:,} per source)"
     )
     for mapping in engine.mappings:
@@ -73,6 +73,10 @@ def _announce(engine: Engine, settings: Settings) -> None:
                 mapping.listens_on,
             )
     notify(f"READY=1\nSTATUS={routes}")
+
+
+def _engine(engine: Engine) -> str:
+    return f"{engine.name} engine{' on ' * bool(engine.where)}{engine.where}"
 
 
 def _serve(engine: Engine, settings: Settings) -> str:
@@ -138,6 +142,8 @@ def _troubles(before: Stats, now: Stats, engine: Engine, settings: Settings) -> 
             f"{_connections(count)} reset as a loop (a peer on this host must not return to a "
             f"reflecting port)"
         )
+    if count := now.limited_rate - before.limited_rate:
+        yield f"{_connections(count)} reset, more than the rate allows (--rate, --rate-per-source)"
     if count := now.limited_resources - before.limited_resources:
         yield (
             f"{_connections(count)} reset for want of descriptors, ports or memory (raise "

@@ -5,6 +5,7 @@ keyword arguments of `reflector.Reflector` and the defaults of its signature all
 """
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -168,6 +169,39 @@ class _SourceAddresses(Kind):
 
 
 @dataclass(frozen=True)
+class _Interfaces(Kind):
+    """Names of network interfaces."""
+
+    metavar = "NAME"
+    repeatable = True
+
+    @property
+    def expects(self) -> str:
+        return "the name of a network interface, such as eth0 (ip link lists them)"
+
+    def read(self, text: str) -> str:
+        return self._name(text)
+
+    def check(self, value: object) -> tuple[str, ...]:
+        if isinstance(value, str):
+            value = (value,)
+        if not isinstance(value, Iterable):
+            raise ValueError
+        return tuple(dict.fromkeys(self._name(item) for item in value))
+
+    def show(self, value: Iterable[str]) -> str:
+        return ", ".join(value)
+
+    def _name(self, text: object) -> str:
+        # As the kernel has it (dev_valid_name): 15 bytes, no slash, colon or white space.
+        if not isinstance(text, str) or not re.fullmatch(r"[^\s/:\0]{1,15}", text):
+            raise ValueError
+        if text in (".", "..") or len(os.fsencode(text)) > 15:
+            raise ValueError
+        return text
+
+
+@dataclass(frozen=True)
 class _Choice(Kind):
     """One word of a few."""
 
@@ -220,6 +254,31 @@ class Settings:
         "Return legs leave from ADDRESS, an address of this host; give it once for IPv4, once "
         "for IPv6.",
         otherwise="the address that the peer dialled",
+    )
+    engine: str = _setting(
+        _Choice(("splice", "mirror", "auto")),
+        "splice",
+        "splice carries connections, and needs no privilege; mirror has the kernel turn packets "
+        "round, so that a check sees what the service answers, and needs CAP_BPF and "
+        "CAP_NET_ADMIN; auto is mirror where that can be had.",
+    )
+    interface: tuple[str, ...] = _setting(
+        _Interfaces(),
+        (),
+        "Mirror on interface NAME; may be given several times.",
+        otherwise="those with an address that a mapping listens on",
+    )
+    rate: int | None = _setting(
+        _Count("connections a second", 1, 1_000_000_000),
+        None,
+        "New connections a second that the mirror lets pass in all; more are reset.",
+        otherwise="no limit",
+    )
+    rate_per_source: int | None = _setting(
+        _Count("connections a second", 1, 1_000_000_000),
+        None,
+        "The same for each source: an IPv4 address, or 64 bits of an IPv6 one.",
+        otherwise="no limit",
     )
     workers: int | None = _setting(
         _Count("threads", 1, 256),

@@ -3,68 +3,24 @@
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.bulk import Pump, exchange_bulk, pattern
-from support.lab import Lab, Running, exchange, finish
+from support.lab import Lab, exchange, finish
 from support.leaks import under_sanitizer
 from support.namespaces import Namespace, join
 from support.peer import Peer, Service
 from support.programs import Command
+from support.site import HOST, NODE, PORT, SERVICE_PORT, Site
 from support.timing import MB, scaled, wait_until
 
 MakeNamespace = Callable[[str], Namespace]
 
-NODE, HOST = "10.7.1.2", "10.7.2.2"
-SERVICE_PORT, PORT = 7022, 17022
-
-
-@dataclass
-class Site:
-    """A node, a router and the reflector's host, in a row."""
-
-    node: Namespace
-    router: Namespace
-    host: Namespace
-
-    def serve(self, lab: Lab) -> Service:
-        """The service, on the node."""
-        with self.node:
-            return lab.serve(NODE, SERVICE_PORT)
-
-    def reflect(self, lab: Lab, **settings: float) -> Running:
-        """A reflector in this process, on the host."""
-        with self.host:
-            return lab.reflector(f"{PORT}:{SERVICE_PORT}", **settings)
-
-    def dial(self, lab: Lab) -> Peer:
-        """A connection from the node to the reflector."""
-        with self.node:
-            return lab.dial(NODE, HOST, PORT)
-
-    def pull_cable(self) -> None:
-        """Between node and router; neither end is told by its peer's TCP."""
-        self.router.ip("link set node down")
-
-    def plug_cable(self) -> None:
-        self.router.ip("link set node up")
-
 
 @pytest.fixture
 def site(namespace: MakeNamespace) -> Site:
-    node, router, host = namespace("node"), namespace("router"), namespace("host")
-    join(node, "v0", router, "node")
-    join(host, "v0", router, "host")
-    node.ip(f"address add {NODE}/24 dev v0")
-    router.ip("address add 10.7.1.1/24 dev node")
-    router.ip("address add 10.7.2.1/24 dev host")
-    host.ip(f"address add {HOST}/24 dev v0")
-    node.ip("route add default via 10.7.1.1")
-    host.ip("route add default via 10.7.2.1")
-    router.sysctl("net/ipv4/ip_forward", "1")
-    return Site(node, router, host)
+    return Site.build(namespace)
 
 
 def test_check_crosses_the_network(lab: Lab, site: Site) -> None:
