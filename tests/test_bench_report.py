@@ -86,11 +86,29 @@ def test_verdicts(record: Record) -> None:
         "bulk-up-rate": "not measured",
         "held-memory": "met",  # 200 / 5000
         "mix-p99": "not measured",
+        **dict.fromkeys(
+            ("mirror-above-nginx", "mirror-above-nft", "mirror-rate", "mirror-latency"),
+            "not measured",
+        ),
         "nodes-rise": "fell short by 4.3 %",  # 100, 88, 96 to 80: 1.2 / 1.15
         "holding-rise": "not measured",
     }
     assert table.measured(verdicts["check-cpu"]) == "0.80 (0.60-1.00)"
     assert table.measured(verdicts["held-memory"]) == "0.040 (0.040-0.040)"
+
+
+def test_a_ratio_above_direct_is_of_what_each_adds(record: Record) -> None:
+    work, metric = "check-64-20000", "machine_us"
+    values = {"mirror": (120.0, 130.0, 90.0), "nginx": (200.0, 220.0, 180.0)}
+    values["direct"] = (100.0, 100.0, 180.0)
+    samples = [
+        Sample(work, key, number, {metric: value})
+        for key, row in values.items()
+        for number, value in enumerate(row)
+    ]
+    seen = replace(record, samples=samples)
+    ratios = seen.ratios(work, metric, "nginx", of="mirror", above="direct")
+    assert ratios == {0: 0.2, 1: 0.25}, "the third has nothing to divide by"
 
 
 def test_kernel_memory_is_less_that_of_direct(record: Record) -> None:
@@ -239,7 +257,7 @@ def test_a_page_without_its_markers_is_left_alone(
 def test_page_tells_verdicts_and_embeds_what_was_drawn(record: Record, tmp_path: Path) -> None:
     document.write(record, tmp_path)
     text = (tmp_path / "BENCHMARKS.md").read_text(encoding="utf-8")
-    assert "Of the 10 targets 3 are met, 2 are not, 5 were not measured." in text
+    assert "Of the 14 targets 3 are met, 2 are not, 9 were not measured." in text
     assert "| 0.80 (0.60-1.00) | fell short by 6.7 % |" in text
     assert "| **80.0**<br><sub>60.0-90.0</sub> | 100.0<br><sub>100-120</sub> |" in text
     images = re.findall(r"!\[.+?\]\((.+?)\)", text)

@@ -37,6 +37,7 @@ _RIVALS = "../bench/versus/rivals"
 #: by proxy, what its settings are, as Markdown
 _SETTINGS = {
     "reflector": "`reflector --return-port 2222 10022`",
+    "mirror": "`reflector --engine mirror --return-port 2222 10022`",
     "nginx": f"[nginx.conf]({_RIVALS}/nginx.conf)",
     "haproxy": f"[haproxy.cfg]({_RIVALS}/haproxy.cfg)",
     "haproxy_1m": f"[haproxy-1m.cfg]({_RIVALS}/haproxy-1m.cfg)",

@@ -23,6 +23,7 @@ GREY = "#777d87"
 #: colours that stand out from each other, and from white and near-black alike
 _COLOURS = {
     "reflector": "#e5532d",
+    "mirror": "#e0952f",
     "nginx": "#2f9e5f",
     "haproxy": "#3f7fd0",
     "socat": "#b78a1e",
@@ -30,7 +31,15 @@ _COLOURS = {
     "reflector01": "#c77f8f",
     "direct": "#8a9099",
 }
-_MARKERS = {"reflector": "o", "nginx": "s", "haproxy": "^", "socat": "v", "nft": "D", "direct": "x"}
+_MARKERS = {
+    "reflector": "o",
+    "nginx": "s",
+    "haproxy": "^",
+    "socat": "v",
+    "nft": "D",
+    "direct": "x",
+    "mirror": "P",
+}
 _OTHER_COLOUR = "#4ba3a3"
 
 #: so slow at some work that they would squeeze the others' bars: cut off where they leave the scale

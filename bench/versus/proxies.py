@@ -21,7 +21,7 @@ import psutil
 from held import FILE_LIMIT
 from place import BenchError, Process, Tools, find_program, progress
 
-from versus.record import OWN, ProxyInfo
+from versus.record import MIRROR, OWN, ProxyInfo
 
 #: as many as the reflector takes of itself
 WORKERS = len(os.sched_getaffinity(0))
@@ -80,10 +80,27 @@ def find_reflector(tools: Tools) -> Proxy:
         with place.reflector(*options, files=FILE_LIMIT) as process:
             yield process
 
+    return Proxy(ProxyInfo(OWN, "reflector", _own_version(), "proxy"), start)
+
+
+def find_mirror(tools: Tools) -> Proxy:
+    """Return the reflector with the mirror engine. Raises BenchError where that cannot be had."""
+    del tools
+
+    @contextmanager
+    def start(options: Sequence[str] = ()) -> Iterator[None]:
+        with place.reflector("--engine", "mirror", *options, files=FILE_LIMIT):
+            yield None  # what its process does is to wait
+
+    with start():
+        return Proxy(ProxyInfo(MIRROR, "reflector, mirror", _own_version(), "kernel"), start)
+
+
+def _own_version() -> str:
     told = _told([sys.executable, "-m", "reflector", "--version"])
     if not told:
         raise BenchError("reflector does not run (./dev test builds it)")
-    return Proxy(ProxyInfo(OWN, "reflector", _version(r"(\d\S*)", told), "proxy"), start)
+    return _version(r"(\d\S*)", told)
 
 
 def find_nginx(tools: Tools) -> Proxy:
@@ -221,6 +238,7 @@ def find_direct(tools: Tools) -> Proxy:
 #: by key, in the order of the table
 FINDERS: dict[str, Callable[[Tools], Proxy]] = {
     OWN: find_reflector,
+    MIRROR: find_mirror,
     "nginx": find_nginx,
     "haproxy": find_haproxy,
     "haproxy_1m": find_haproxy_1m,
@@ -232,7 +250,8 @@ FINDERS: dict[str, Callable[[Tools], Proxy]] = {
 
 #: by key, what people call it where it could not even be found
 NAMES = {
-    **{OWN: "reflector", "nginx": "nginx stream", "haproxy": "HAProxy"},
+    **{OWN: "reflector", MIRROR: "reflector, mirror"},
+    **{"nginx": "nginx stream", "haproxy": "HAProxy"},
     **{"haproxy_1m": "HAProxy, pipes of 1 MB", "socat": "socat", "nft": "nftables"},
     **{"reflector01": "reflector 0.1", "direct": "direct"},
 }

@@ -13,6 +13,8 @@ from typing import Any
 
 #: the project's own key among the proxies
 OWN = "reflector"
+#: and that of its other engine, which is in the kernel
+MIRROR = "mirror"
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,14 @@ class Record:
         """Return the keys of the rival proxies: what runs in user space and is not reflector."""
         return [one.key for one in self.proxies if one.kind == "proxy" and one.key != OWN]
 
-    def ratios(self, work: str, metric: str, against: str) -> dict[int, float]:
-        """Return reflector's value divided by another's, by round.
+    def ratios(
+        self, work: str, metric: str, against: str, *, of: str = OWN, above: str | None = None
+    ) -> dict[int, float]:
+        """Return one proxy's value divided by another's, by round.
 
-        `against` is the key of a proxy, or "best": the best rival proxy of each round. Rounds in
-        which either is missing, or the other's value is 0, are left out.
+        `against` is the key of a proxy, or "best": the best rival proxy of each round. With `above`
+        the value of that proxy is taken from both before. Rounds in which one of them is missing,
+        or the divisor is not above 0, are left out.
         """
         if against == "best":
             others = _best_by_round(
@@ -187,16 +192,19 @@ class Record:
             )
         else:
             others = self.by_round(work, against, metric)
-        own = self.by_round(work, OWN, metric)
+        own = self.by_round(work, of, metric)
+        base = self.by_round(work, above, metric) if above else dict.fromkeys(others, 0.0)
         return {
-            number: own[number] / other
+            number: (own[number] - base[number]) / (other - base[number])
             for number, other in others.items()
-            if number in own and other
+            if number in own and number in base and other > base[number]
         }
 
-    def ratio(self, work: str, metric: str, against: str) -> Summary | None:
+    def ratio(
+        self, work: str, metric: str, against: str, *, of: str = OWN, above: str | None = None
+    ) -> Summary | None:
         """Return median and spread of `ratios`."""
-        return Summary.of(self.ratios(work, metric, against).values())
+        return Summary.of(self.ratios(work, metric, against, of=of, above=above).values())
 
     def rises(self, group: str, metric: str, proxy: str = OWN) -> dict[int, float]:
         """Return by round how far a curve rises: its highest point divided by its first.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from versus.record import METRICS, OWN, Record, Summary
+from versus.record import METRICS, MIRROR, OWN, Record, Summary
 
 #: what `against` may be besides the key of a proxy
 BEST = "best"  # the best rival proxy of each round
@@ -24,6 +24,8 @@ class Target:
     against: str
     limit: float
     sense: str  # "at most" or "at least"
+    of: str = OWN
+    above: str | None = None  # a proxy whose value is taken from both
 
 
 TARGETS = (
@@ -68,6 +70,26 @@ TARGETS = (
         *("mix", "p99_us", BEST, 1.0, "at most"),
     ),
     Target(
+        "mirror-above-nginx",
+        "the mirror's CPU of the machine for a check above direct's, to what nginx adds",
+        *("check-64-20000", "machine_us", "nginx", 0.25, "at most", MIRROR, "direct"),
+    ),
+    Target(
+        "mirror-above-nft",
+        "the same, to what nftables adds",
+        *("check-64-20000", "machine_us", "nft", 0.5, "at most", MIRROR, "direct"),
+    ),
+    Target(
+        "mirror-rate",
+        "the mirror's checks per second, to direct",
+        *("check-64-20000", "rate", "direct", 0.75, "at least", MIRROR),
+    ),
+    Target(
+        "mirror-latency",
+        "the mirror's p50 of a 64-byte round trip, to direct",
+        *("latency-1", "p50_us", "direct", 1.15, "at most", MIRROR),
+    ),
+    Target(
         "nodes-rise",
         "CPU of a check from up to 100,000 nodes, to that from 10",
         *("nodes", "cpu_us", START, 1.15, "at most"),
@@ -110,7 +132,10 @@ def judge(record: Record, target: Target) -> Verdict:
     if target.against == START:
         rises = record.rises(target.work, target.metric, OWN)
         return Verdict(target, Summary.of(rises.values()))
-    return Verdict(target, record.ratio(target.work, target.metric, target.against))
+    ratio = record.ratio(
+        target.work, target.metric, target.against, of=target.of, above=target.above
+    )
+    return Verdict(target, ratio)
 
 
 def judge_all(record: Record) -> list[Verdict]:

@@ -5,7 +5,7 @@ Everything here is made from a record, and the same for the same record.
 
 from dataclasses import replace
 
-from versus.record import METRICS, OWN, Metric, Missing, ProxyInfo, Record, Sample, Work
+from versus.record import METRICS, MIRROR, OWN, Metric, Missing, ProxyInfo, Record, Sample, Work
 
 DIRECT = "direct"
 
@@ -254,4 +254,4 @@ def less_direct(record: Record) -> Record:
 
 def is_own(proxy: ProxyInfo) -> bool:
     """Return whether this is the project's own reflector, of this checkout."""
-    return proxy.key == OWN
+    return proxy.key in (OWN, MIRROR)

@@ -15,7 +15,7 @@ from held import FILE_LIMIT
 from place import BenchError, find_program
 
 from versus.meters import settled_kernel_bytes, user_bytes
-from versus.record import OWN, Work
+from versus.record import MIRROR, OWN, Work
 from versus.stage import Report, Stage, all_failed, last_json
 
 Values = dict[str, float]
@@ -23,7 +23,7 @@ Values = dict[str, float]
 _WRK_SCRIPT = Path(__file__).with_name("wrk.lua")
 
 #: those that do all of it; a curve is of those whose own CPU can rise
-_FAST = frozenset({OWN, "nginx", "haproxy", "nft", "direct"})
+_FAST = frozenset({OWN, "nginx", "haproxy", MIRROR, "nft", "direct"})
 _CURVES = frozenset({OWN, "nginx", "haproxy"})
 _ALL = _FAST | {"socat", "reflector01"}
 
@@ -331,4 +331,4 @@ def quick() -> list[Session]:
 
 
 #: the proxies of a quick run
-QUICK_PROXIES = (OWN, "nginx", "haproxy", "nft", "direct")
+QUICK_PROXIES = (OWN, "nginx", "haproxy", MIRROR, "nft", "direct")
