@@ -26,7 +26,7 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: the dependency group
 from versus import document, plots, table, view  # noqa: E402
 from versus.observer import Cell  # noqa: E402
 from versus.progress import PRIOR_SECONDS, Estimate, Progress  # noqa: E402
-from versus.record import METRICS, Missing, ProxyInfo, Record, Work  # noqa: E402
+from versus.record import METRICS, Missing, ProxyInfo, Record, Sample, Work  # noqa: E402
 from versus.targets import judge_all  # noqa: E402
 
 DATA = Path(__file__).parent / "data" / "bench_record.json"
