@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from support.lab import Lab
 from support.leaks import assert_back_to, holdings
+from support.mirror import why_no_mirror
+from support.mirror_lab import MirrorLab
 from support.namespaces import Namespace, why_no_namespaces
 
 import reflector
@@ -27,8 +29,24 @@ def start_splice(mappings: list[str], **settings: Any) -> reflector.Reflector:
         running.stop()
 
 
-# Every behaviour test runs once for each engine here: a new engine is one more line.
-ENGINES: dict[str, Callable[..., Any]] = {"splice": start_splice}
+def start_mirror(mappings: list[str], **settings: Any) -> reflector.Reflector:
+    """A started reflector with the mirror engine."""
+    return start_splice(mappings, engine="mirror", **settings)
+
+
+# Every behaviour test runs once for each engine here that it says it is about: by the marker
+# `engines`, without which it is the splice engine's.
+ENGINES: dict[str, tuple[Callable[..., Any], Callable[[Callable[..., Any]], Lab]]] = {
+    "splice": (start_splice, Lab),
+    "mirror": (start_mirror, MirrorLab),
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test of engines once for each."""
+    if "engine_name" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("engines")
+        metafunc.parametrize("engine_name", marker.args if marker else ["splice"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -39,16 +57,26 @@ def nothing_leaks() -> Iterator[None]:
     assert_back_to(before)
 
 
-@pytest.fixture(params=sorted(ENGINES))
-def engine(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Starts a reflector: engine(mappings, **settings)."""
-    return ENGINES[request.param]
+@pytest.fixture
+def engine_name(request: pytest.FixtureRequest) -> str:
+    """One of ENGINES; skips where it is not to be had."""
+    name = str(getattr(request, "param", "splice"))
+    if name == "mirror" and why_no_mirror():
+        pytest.skip(why_no_mirror())
+    return name
 
 
 @pytest.fixture
-def lab(engine: Callable[..., Any], nothing_leaks: None) -> Iterator[Lab]:
+def engine(engine_name: str) -> Callable[..., Any]:
+    """Starts a reflector: engine(mappings, **settings)."""
+    return ENGINES[engine_name][0]
+
+
+@pytest.fixture
+def lab(engine_name: str, nothing_leaks: None) -> Iterator[Lab]:
     """Nodes, services and reflectors of one test; leaks and counters are checked at its end."""
-    made = Lab(engine)
+    start, make = ENGINES[engine_name]
+    made = make(start)
     yield made
     made.close()
 
