@@ -1,14 +1,20 @@
-"""Builds the extension reflector._core; everything declarative is in pyproject.toml.
+"""Builds reflector._core and reflector._mirror; everything declarative is in pyproject.toml.
 
 Environment switches (each mode keeps its objects in a directory of its own under build/):
     REFLECTOR_DEBUG=1                       -O0 -g and the assertions of csrc/ (RF_DEBUG)
     REFLECTOR_SANITIZE=address,undefined    -fsanitize of that, RF_SANITIZE; or
     REFLECTOR_SANITIZE=thread               the same and RF_SANITIZE_THREAD
     REFLECTOR_WERROR=1                      warnings are errors, in C core and Cython layer
+
+The mirror's BPF program takes clang and more to compile (tools/mirror_program.py). Without them the
+package has no reflector._mirror, which it does without:
+    REFLECTOR_MIRROR=1                      what is lacking is an error; =0: not even tried
+    REFLECTOR_MIRROR_PROGRAM=PATH           a header that tools/mirror_program.py made elsewhere
 """
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -28,6 +34,8 @@ if sys.platform != "linux":
 DEBUG = os.environ.get("REFLECTOR_DEBUG", "0") not in ("", "0")
 WERROR = os.environ.get("REFLECTOR_WERROR", "0") not in ("", "0")
 SANITIZE = os.environ.get("REFLECTOR_SANITIZE", "")
+MIRROR = os.environ.get("REFLECTOR_MIRROR", "")
+MIRROR_PROGRAM = os.environ.get("REFLECTOR_MIRROR_PROGRAM", "")
 if not re.fullmatch(r"(|thread|address|undefined|address,undefined)", SANITIZE):
     sys.exit(f"REFLECTOR_SANITIZE={SANITIZE}: it may be address, undefined, both, or thread")
 
@@ -38,7 +46,12 @@ if DEBUG:
 # A free-threaded interpreter has no Limited API before Python 3.15: its build is for itself alone.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-CORE_SOURCES = sorted(glob("csrc/*.c"))
+# Each extension: the sources of its C side, and what else it is built from.
+CORE_SOURCES = {
+    "reflector._core": sorted(glob("csrc/*.c")),
+    "reflector._mirror": sorted(set(glob("csrc/mirror/*.c")) - set(glob("csrc/mirror/*.bpf.c"))),
+}
+MIRROR_DEPENDS = [*glob("csrc/mirror/*.[ch]"), "tools/mirror_program.py"]
 CYTHON = {"language_level": 3, "include_path": ["."]}
 
 CORE_WARNINGS = [
@@ -111,6 +124,29 @@ class BuildPerMode(build):
 class BuildCore(build_ext):
     """`build_ext` that gives the C core stricter warnings than the file that Cython generates."""
 
+    def run(self) -> None:
+        """Leaves the mirror out where its program cannot be compiled, then builds the rest."""
+        lacking = "REFLECTOR_MIRROR=0" if MIRROR == "0" else self.make_mirror_program()
+        if lacking and MIRROR not in ("", "0"):
+            sys.exit(lacking)
+        if lacking:
+            self.announce(f"reflector is built without its mirror: {lacking}", level=3)
+            self.extensions = [ext for ext in self.extensions if ext.name != "reflector._mirror"]
+        super().run()
+
+    def make_mirror_program(self) -> str:
+        """Compiles the mirror's program for the kernel; what was lacking, or empty."""
+        header = Path(self.build_temp, "mirror_program.h")
+        header.parent.mkdir(parents=True, exist_ok=True)
+        if MIRROR_PROGRAM:
+            shutil.copyfile(MIRROR_PROGRAM, header)
+            return ""
+        if not self.force and not newer_group(MIRROR_DEPENDS, str(header)):
+            return ""
+        command = [sys.executable, "tools/mirror_program.py", str(header)]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        return done.stderr.strip() if done.returncode else ""
+
     def build_extension(self, ext: Extension) -> None:
         """Compiles csrc/, lets Cython write its file into the build directory, links both."""
         inputs = [*ext.sources, *ext.depends]
@@ -119,10 +155,10 @@ class BuildCore(build_ext):
         compile_flags, link_flags = mode_flags()
         werror = ["-Werror"] if WERROR else []
         ext.extra_objects = self.compiler.compile(
-            CORE_SOURCES,
+            CORE_SOURCES[ext.name],
             output_dir=self.build_temp,
             macros=ext.define_macros,
-            include_dirs=ext.include_dirs,
+            include_dirs=[*ext.include_dirs, self.build_temp],
             extra_postargs=self.known(["-std=c11", *compile_flags, *CORE_WARNINGS]) + werror,
         )
         ext.extra_compile_args = self.known([*compile_flags, *CYTHON_WARNINGS]) + werror
@@ -150,16 +186,22 @@ class BuildCore(build_ext):
             return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def extension(name: str, depends: list[str]) -> Extension:
+    """An extension of the package: a thin Cython layer over a C side that knows no Python."""
+    return Extension(
+        f"reflector.{name}",
+        [f"reflector/{name}.pyx"],
+        depends=["setup.py", f"reflector/{name}.pxd", *depends],
+        include_dirs=["csrc"],
+        define_macros=mode_macros(),
+        py_limited_api=ABI3,
+    )
+
+
 setup(
     ext_modules=[
-        Extension(
-            "reflector._core",
-            ["reflector/_core.pyx"],
-            depends=["setup.py", *glob("reflector/*.pxd"), *CORE_SOURCES, *glob("csrc/*.h")],
-            include_dirs=["csrc"],
-            define_macros=mode_macros(),
-            py_limited_api=ABI3,
-        )
+        extension("_core", glob("csrc/*.[ch]")),
+        extension("_mirror", MIRROR_DEPENDS),
     ],
     cmdclass={"build": BuildPerMode, "build_ext": BuildCore},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 else {},

@@ -1,0 +1,406 @@
+#include "mirror.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bpf.h"
+#include "load.h"
+#include "table.h"
+
+#define NS_PER_S 1000000000ULL
+#define BURST_MIN 10 /* connections, however low the rate */
+
+/* An interface that the program was attached to. */
+struct attachment {
+    uint32_t ifindex;
+    int link_fd; /* -1: not by a link of ours */
+};
+
+struct rf_mirror {
+    int maps[RF_MIRROR_MAP_MAX];
+    int program_fd;
+    uint32_t mappings;
+    unsigned cpus; /* the possible ones: as many values has an entry of a per-CPU map */
+    struct rf_mirror_settings settings;
+    struct rf_table routes, never, networks;
+    struct attachment *attachments;
+    size_t attachments_count;
+};
+
+/* Records of the tables: the value stands right behind the key. Padding is zero (calloc). */
+struct route_record {
+    struct rf_mirror_route_key key;
+    struct rf_mirror_route_value value;
+};
+
+struct never_record {
+    union rf_mirror_address key;
+    uint8_t value;
+};
+
+struct network_record {
+    struct rf_mirror_network_key key;
+    uint8_t value;
+};
+
+/* The number of possible CPUs, from a list such as "0-3" or "0,2-7". */
+static int count_cpus(unsigned *ret_cpus)
+{
+    unsigned first, last, cpus = 0;
+    FILE *file = fopen("/sys/devices/system/cpu/possible", "re");
+
+    if (!file)
+        return -errno;
+    while (fscanf(file, "%u", &first) == 1) {
+        last = first;
+        int separator = fgetc(file);
+        if (separator == '-') {
+            if (fscanf(file, "%u", &last) != 1 || last < first)
+                break;
+            separator = fgetc(file);
+        }
+        cpus += last - first + 1;
+        if (separator != ',')
+            break;
+    }
+    fclose(file);
+    if (cpus == 0)
+        return -ENODATA;
+    *ret_cpus = cpus;
+    return 0;
+}
+
+static int store_settings(const struct rf_mirror *mirror)
+{
+    const uint32_t index = 0;
+
+    return rf_bpf_update(mirror->maps[RF_MIRROR_MAP_SETTINGS], &index, &mirror->settings);
+}
+
+static int load(struct rf_mirror *mirror, uint32_t max_sources, struct rf_mirror_failure *failure)
+{
+    int *maps = mirror->maps;
+    int r = count_cpus(&mirror->cpus);
+
+    if (r < 0) {
+        failure->syscall = "open";
+        failure->what = "/sys/devices/system/cpu/possible";
+        return r;
+    }
+    r = rf_load_maps(mirror->mappings, max_sources, maps, failure);
+    if (r < 0)
+        return r;
+    mirror->program_fd = rf_load_program(maps, failure);
+    if (mirror->program_fd < 0)
+        return mirror->program_fd;
+    rf_table_init(&mirror->routes, maps[RF_MIRROR_MAP_ROUTES], sizeof(struct rf_mirror_route_key),
+                  sizeof(struct route_record), RF_MIRROR_ROUTES_MAX);
+    rf_table_init(&mirror->never, maps[RF_MIRROR_MAP_NEVER], sizeof(union rf_mirror_address),
+                  sizeof(struct never_record), RF_MIRROR_NEVER_MAX);
+    rf_table_init(&mirror->networks, maps[RF_MIRROR_MAP_NETWORKS],
+                  sizeof(struct rf_mirror_network_key), sizeof(struct network_record),
+                  RF_MIRROR_NETWORKS_MAX);
+    mirror->settings.deadline_ns = UINT64_MAX;
+    failure->what = "settings";
+    return store_settings(mirror);
+}
+
+int rf_mirror_new(uint32_t mappings, uint32_t max_sources, struct rf_mirror **ret_mirror,
+                  struct rf_mirror_failure *ret_failure)
+{
+    struct rf_mirror_failure failure = {0};
+    struct rf_mirror *mirror;
+    int r = -EINVAL;
+
+    if (mappings == 0 || mappings > RF_MIRROR_MAPPINGS_MAX || max_sources > RF_MIRROR_SOURCES_MAX)
+        goto fail;
+    /* Of a smaller table each CPU would keep most entries for itself. */
+    if (max_sources < RF_MIRROR_SOURCES_MIN)
+        max_sources = RF_MIRROR_SOURCES_MIN;
+    mirror = calloc(1, sizeof(*mirror));
+    r = -ENOMEM;
+    if (!mirror)
+        goto fail;
+    mirror->mappings = mappings;
+    mirror->program_fd = -1;
+    for (unsigned i = 0; i < RF_MIRROR_MAP_MAX; i++)
+        mirror->maps[i] = -1;
+    r = load(mirror, max_sources, &failure);
+    if (r < 0) {
+        rf_mirror_free(mirror);
+        goto fail;
+    }
+    *ret_mirror = mirror;
+    return 0;
+
+fail:
+    if (ret_failure)
+        *ret_failure = failure;
+    return r;
+}
+
+int rf_mirror_set_routes(struct rf_mirror *mirror, const struct rf_mirror_route *routes,
+                         size_t count)
+{
+    struct route_record *records;
+    int r;
+
+    if (count > RF_MIRROR_ROUTES_MAX / 2)
+        return -E2BIG;
+    records = calloc(2 * count + 1, sizeof(*records));
+    if (!records)
+        return -ENOMEM;
+    for (size_t i = 0; i < count; i++) {
+        const struct rf_mirror_route *route = &routes[i];
+        struct route_record *request = &records[2 * i], *reply = &records[2 * i + 1];
+        r = -EINVAL;
+        if (route->mapping >= mirror->mappings || route->port == 0 || route->return_port == 0)
+            goto end;
+        request->key.direction = RF_MIRROR_REQUEST;
+        request->key.protocol = route->protocol;
+        request->key.port = htons(route->port);
+        memcpy(request->key.local.bytes, route->address, sizeof(route->address));
+        request->value.port = htons(route->return_port);
+        request->value.mapping = route->mapping;
+        *reply = *request;
+        reply->key.direction = RF_MIRROR_REPLY;
+        reply->key.port = request->value.port;
+        reply->value.port = request->key.port;
+    }
+    r = rf_table_replace(&mirror->routes, (uint8_t *)records, 2 * count);
+end:
+    free(records);
+    return r;
+}
+
+int rf_mirror_set_never(struct rf_mirror *mirror, const uint8_t (*addresses)[16], size_t count)
+{
+    struct never_record *records = calloc(count + 1, sizeof(*records));
+    int r;
+
+    if (!records)
+        return -ENOMEM;
+    for (size_t i = 0; i < count; i++) {
+        memcpy(records[i].key.bytes, addresses[i], sizeof(addresses[i]));
+        records[i].value = 1;
+    }
+    r = rf_table_replace(&mirror->never, (uint8_t *)records, count);
+    free(records);
+    return r;
+}
+
+/* Clears the bits behind the prefix, so that a network has one form. */
+static void mask(uint8_t address[16], unsigned prefix_length)
+{
+    for (unsigned i = 0; i < 16; i++) {
+        unsigned bits = prefix_length <= 8 * i ? 0 : prefix_length - 8 * i;
+        if (bits < 8)
+            address[i] &= (uint8_t)(0xff00U >> bits);
+    }
+}
+
+/* The network of all IPv4: one of IPv6 that is as wide as to hold it does not mean it. */
+static void describe_ipv4(struct network_record *ret_record)
+{
+    ret_record->key.prefix_length = 96;
+    ret_record->value = RF_MIRROR_DEFAULT;
+    ret_record->key.address.bytes[10] = 0xff;
+    ret_record->key.address.bytes[11] = 0xff;
+}
+
+int rf_mirror_set_networks(struct rf_mirror *mirror, const struct rf_mirror_network *networks,
+                           size_t count)
+{
+    struct network_record *records = calloc(count + 1, sizeof(*records));
+    size_t used = count + 1;
+    int r;
+
+    if (!records)
+        return -ENOMEM;
+    describe_ipv4(&records[count]);
+    for (size_t i = 0; i < count; i++) {
+        r = -EINVAL;
+        if (networks[i].prefix_length > 128)
+            goto end;
+        records[i].key.prefix_length = networks[i].prefix_length;
+        memcpy(records[i].key.address.bytes, networks[i].address, sizeof(networks[i].address));
+        mask(records[i].key.address.bytes, networks[i].prefix_length);
+        records[i].value = networks[i].allow ? RF_MIRROR_ALLOW : RF_MIRROR_DENY;
+        if (memcmp(&records[i].key, &records[count].key, sizeof(records[i].key)) == 0)
+            used = count; /* said in so many words */
+    }
+    r = rf_table_replace(&mirror->networks, (uint8_t *)records, used);
+    if (r == 0) {
+        mirror->settings.networks = count > 0;
+        r = store_settings(mirror);
+    }
+end:
+    free(records);
+    return r;
+}
+
+int rf_mirror_set_limits(struct rf_mirror *mirror, const struct rf_mirror_limits *limits)
+{
+    struct rf_mirror_settings *settings = &mirror->settings;
+    uint32_t rates[2] = {limits->rate, limits->rate_per_source};
+    uint64_t intervals_ns[2] = {0}, tolerances_ns[2] = {0};
+
+    for (unsigned i = 0; i < 2; i++) {
+        if (rates[i] == 0)
+            continue;
+        uint64_t burst = rates[i] < BURST_MIN ? BURST_MIN : rates[i];
+        intervals_ns[i] = NS_PER_S / rates[i] > 0 ? NS_PER_S / rates[i] : 1;
+        tolerances_ns[i] = (burst - 1) * intervals_ns[i];
+    }
+    settings->interval_ns = intervals_ns[0];
+    settings->tolerance_ns = tolerances_ns[0];
+    settings->source_interval_ns = intervals_ns[1];
+    settings->source_tolerance_ns = tolerances_ns[1];
+    settings->accepting = limits->accepting != 0;
+    settings->default_allow = limits->default_allow != 0;
+    return store_settings(mirror);
+}
+
+static struct attachment *find_attachment(const struct rf_mirror *mirror, uint32_t ifindex)
+{
+    for (size_t i = 0; i < mirror->attachments_count; i++)
+        if (mirror->attachments[i].ifindex == ifindex)
+            return &mirror->attachments[i];
+    return NULL;
+}
+
+static void close_link(struct attachment *attachment)
+{
+    if (attachment->link_fd >= 0)
+        close(attachment->link_fd);
+    attachment->link_fd = -1;
+}
+
+int rf_mirror_attach(struct rf_mirror *mirror, uint32_t ifindex, uint32_t link_header_length)
+{
+    int interfaces = mirror->maps[RF_MIRROR_MAP_INTERFACES];
+    struct attachment *grown;
+    int r;
+
+    if (ifindex == 0 || (link_header_length != 0 && link_header_length != 14))
+        return -EINVAL;
+    if (find_attachment(mirror, ifindex))
+        return -EEXIST;
+    grown = realloc(mirror->attachments, (mirror->attachments_count + 1) * sizeof(*grown));
+    if (!grown)
+        return -ENOMEM;
+    mirror->attachments = grown;
+    r = rf_bpf_update(interfaces, &ifindex, &link_header_length);
+    if (r < 0)
+        return r;
+    r = rf_bpf_link_tcx(mirror->program_fd, ifindex);
+    if (r == -EINVAL) /* the kernel does not know the kind of link */
+        r = -EOPNOTSUPP;
+    if (r < 0 && r != -EOPNOTSUPP) {
+        rf_bpf_delete(interfaces, &ifindex);
+        return r;
+    }
+    grown[mirror->attachments_count++] =
+        (struct attachment){.ifindex = ifindex, .link_fd = r < 0 ? -1 : r};
+    return r < 0 ? r : 0;
+}
+
+int rf_mirror_detach(struct rf_mirror *mirror, uint32_t ifindex)
+{
+    struct attachment *attachment = find_attachment(mirror, ifindex);
+    int r;
+
+    if (!attachment)
+        return -ENOENT;
+    close_link(attachment);
+    *attachment = mirror->attachments[--mirror->attachments_count];
+    r = rf_bpf_delete(mirror->maps[RF_MIRROR_MAP_INTERFACES], &ifindex);
+    return r == -ENOENT ? 0 : r;
+}
+
+int rf_mirror_program_fd(const struct rf_mirror *mirror)
+{
+    return mirror->program_fd;
+}
+
+int rf_mirror_keep_alive(struct rf_mirror *mirror, uint64_t deadline_ns)
+{
+    mirror->settings.deadline_ns = deadline_ns;
+    return store_settings(mirror);
+}
+
+const char *rf_mirror_counter_name(unsigned counter)
+{
+    static const char *const names[RF_MIRROR_COUNTER_MAX] = {
+#define NAME(id, name, what) name,
+        RF_MIRROR_COUNTERS(NAME)
+#undef NAME
+    };
+
+    return counter < RF_MIRROR_COUNTER_MAX ? names[counter] : NULL;
+}
+
+/* Reads so many entries of a per-CPU map of numbers, each summed over the CPUs. */
+static int sum_cpus(const struct rf_mirror *mirror, unsigned map, uint32_t first, uint32_t count,
+                    uint64_t *ret_sums)
+{
+    uint64_t *values = calloc(mirror->cpus, sizeof(*values));
+    int r = values ? 0 : -ENOMEM;
+
+    for (uint32_t i = 0; i < count && r == 0; i++) {
+        uint32_t index = first + i;
+        r = rf_bpf_lookup(mirror->maps[map], &index, values);
+        ret_sums[i] = 0;
+        for (unsigned cpu = 0; cpu < mirror->cpus && r == 0; cpu++)
+            ret_sums[i] += values[cpu];
+    }
+    free(values);
+    return r;
+}
+
+int rf_mirror_stats(const struct rf_mirror *mirror, uint32_t mapping,
+                    struct rf_mirror_counters *ret_counters)
+{
+    struct rf_mirror_counters counters;
+    int r;
+
+    if (mapping >= mirror->mappings)
+        return -ENOENT;
+    r = sum_cpus(mirror, RF_MIRROR_MAP_COUNTERS, mapping * RF_MIRROR_COUNTER_MAX,
+                 RF_MIRROR_COUNTER_MAX, counters.value);
+    if (r == 0)
+        *ret_counters = counters;
+    return r;
+}
+
+int rf_mirror_histogram(const struct rf_mirror *mirror, struct rf_mirror_times *ret_histogram)
+{
+    struct rf_mirror_times times;
+    int r = sum_cpus(mirror, RF_MIRROR_MAP_HISTOGRAM, 0, RF_MIRROR_HISTOGRAM_SLOTS, times.slots);
+
+    if (r == 0)
+        *ret_histogram = times;
+    return r;
+}
+
+void rf_mirror_free(struct rf_mirror *mirror)
+{
+    if (!mirror)
+        return;
+    for (size_t i = 0; i < mirror->attachments_count; i++)
+        close_link(&mirror->attachments[i]);
+    free(mirror->attachments);
+    rf_table_free(&mirror->routes);
+    rf_table_free(&mirror->never);
+    rf_table_free(&mirror->networks);
+    if (mirror->program_fd >= 0)
+        close(mirror->program_fd);
+    for (unsigned i = 0; i < RF_MIRROR_MAP_MAX; i++)
+        if (mirror->maps[i] >= 0)
+            close(mirror->maps[i]);
+    free(mirror);
+}
