@@ -17,6 +17,12 @@
 /* On closing; the kernel's backlog is no longer than somaxconn, usually 4,096. */
 #define CLOSING_BATCH 65536U
 
+/* A TCP listener that has not been closed. */
+static bool is_open(const struct rf_worker *worker, uint32_t target)
+{
+    return !worker->settings->targets[target].udp && worker->listener_fds[target] >= 0;
+}
+
 void rf_accept_resume(struct rf_worker *worker)
 {
     if (worker->accepting || worker->closing || worker->paused || worker->awaiting_slot)
@@ -24,6 +30,8 @@ void rf_accept_resume(struct rf_worker *worker)
     for (uint32_t i = 0; i < worker->settings->targets_count; i++) {
         struct epoll_event event = {.events = EPOLLIN, .data.u64 = i};
 
+        if (!is_open(worker, i)) /* UDP sessions that run need theirs: udp.c */
+            continue;
         if (epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, worker->listener_fds[i], &event) < 0 &&
             errno != EEXIST) {
             rf_worker_pause(worker);
@@ -36,7 +44,7 @@ void rf_accept_resume(struct rf_worker *worker)
 void rf_accept_suspend(struct rf_worker *worker)
 {
     for (uint32_t i = 0; i < worker->settings->targets_count; i++)
-        if (worker->listener_fds[i] >= 0)
+        if (is_open(worker, i))
             epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, worker->listener_fds[i], NULL);
     worker->accepting = false;
 }
@@ -170,7 +178,7 @@ void rf_accept_some(struct rf_worker *worker, uint32_t target)
 void rf_accept_close(struct rf_worker *worker)
 {
     for (uint32_t i = 0; i < worker->settings->targets_count; i++) {
-        for (uint32_t n = 0; worker->accepting && n < CLOSING_BATCH; n++) {
+        for (uint32_t n = 0; worker->accepting && is_open(worker, i) && n < CLOSING_BATCH; n++) {
             if (n % BATCH_MAX == 0) /* for the connect timeouts: this can take its time */
                 worker->now_ms = rf_sys_now_ms();
             if (!accept_one(worker, i))
@@ -179,8 +187,9 @@ void rf_accept_close(struct rf_worker *worker)
     }
     rf_accept_suspend(worker);
     for (uint32_t i = 0; i < worker->settings->targets_count; i++) {
-        if (worker->listener_fds[i] >= 0)
-            close(worker->listener_fds[i]);
+        if (!is_open(worker, i))
+            continue;
+        close(worker->listener_fds[i]);
         worker->listener_fds[i] = -1;
     }
     worker->closing = true;

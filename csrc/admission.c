@@ -37,6 +37,7 @@ struct rf_admission {
     const int *wake_fds;
     uint32_t workers_count;
     _Atomic uint64_t *slots;
+    _Alignas(64) atomic_uint sessions;
 };
 
 /* The last level has four slots for every source that can be there at once. Number of slots. */
@@ -97,24 +98,24 @@ void rf_admission_free(struct rf_admission *admission)
     free(admission);
 }
 
-static bool try_enter(struct rf_admission *a)
+bool rf_admission_try_enter(struct rf_admission *admission)
 {
-    unsigned entered = atomic_load(&a->entered);
+    unsigned entered = atomic_load(&admission->entered);
 
-    while (entered < a->max_connections)
-        if (atomic_compare_exchange_weak(&a->entered, &entered, entered + 1))
+    while (entered < admission->max_connections)
+        if (atomic_compare_exchange_weak(&admission->entered, &entered, entered + 1))
             return true;
     return false;
 }
 
 bool rf_admission_enter(struct rf_admission *admission, uint32_t worker)
 {
-    if (try_enter(admission))
+    if (rf_admission_try_enter(admission))
         return true;
     /* Say so first and look again: whoever leaves in between sees it, or we see the room. */
     atomic_store(&admission->waiting[worker], true);
     atomic_store(&admission->wanted, true);
-    return try_enter(admission);
+    return rf_admission_try_enter(admission);
 }
 
 void rf_admission_leave(struct rf_admission *admission)
@@ -129,6 +130,26 @@ void rf_admission_leave(struct rf_admission *admission)
             (void)!write(admission->wake_fds[i], &one, sizeof(one));
 }
 
+void rf_admission_begin_session(struct rf_admission *admission)
+{
+    atomic_fetch_add(&admission->sessions, 1);
+}
+
+void rf_admission_end_session(struct rf_admission *admission, bool draining)
+{
+    static const uint64_t one = 1;
+
+    if (atomic_fetch_sub(&admission->sessions, 1) != 1 || !draining)
+        return;
+    for (uint32_t i = 0; i < admission->workers_count; i++)
+        (void)!write(admission->wake_fds[i], &one, sizeof(one));
+}
+
+bool rf_admission_has_sessions(struct rf_admission *admission)
+{
+    return atomic_load(&admission->sessions) != 0;
+}
+
 /* Multiply-fold, the mixer of wyhash: full avalanche in one multiplication. */
 static uint64_t mix(uint64_t a, uint64_t b)
 {
@@ -137,16 +158,17 @@ static uint64_t mix(uint64_t a, uint64_t b)
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
-static uint64_t hash_source(const struct rf_admission *a, const union rf_address *peer)
+uint64_t rf_admission_hash(const struct rf_admission *admission, const union rf_address *address)
 {
+    const uint64_t *key = admission->key;
     uint64_t words[2] = {0, 0};
 
-    if (peer->any.sa_family == AF_INET)
-        words[1] = peer->v4.sin_addr.s_addr;
+    if (address->any.sa_family == AF_INET)
+        words[1] = address->v4.sin_addr.s_addr;
     else
-        memcpy(words, &peer->v6.sin6_addr, sizeof(words));
-    return mix(mix(words[0] ^ a->key[0], UINT64_C(0xa0761d6478bd642f)) ^ words[1] ^ a->key[1],
-               UINT64_C(0xe7037ed1a0b428db) ^ a->key[0]);
+        memcpy(words, &address->v6.sin6_addr, sizeof(words));
+    return mix(mix(words[0] ^ key[0], UINT64_C(0xa0761d6478bd642f)) ^ words[1] ^ key[1],
+               UINT64_C(0xe7037ed1a0b428db) ^ key[0]);
 }
 
 /* Counts one more in a slot if it carries the tag: then *ret_slot is set, maybe to "limited". */
@@ -228,7 +250,7 @@ static uint32_t claim_anywhere(struct rf_admission *a, uint64_t hash, uint64_t t
 
 uint32_t rf_admission_enter_source(struct rf_admission *admission, const union rf_address *peer)
 {
-    uint64_t hash = hash_source(admission, peer);
+    uint64_t hash = rf_admission_hash(admission, peer);
     /* Group from the low bits, tag from the high ones; the bit keeps a tag from being 0. */
     uint64_t tag = (hash & ~COUNT_MASK) | (UINT64_C(1) << COUNT_BITS);
     uint32_t used = atomic_load_explicit(&admission->levels_used, memory_order_relaxed);

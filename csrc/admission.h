@@ -1,8 +1,9 @@
 /*
  * admission.h - who may have a connection.
  *
- * The two limits that mean something only over all workers together: the total
- * and the number per source address. This is the one thing that workers share;
+ * The limits that mean something only over all workers together: the total and
+ * the number per source address; and the number of UDP sessions, which a drain
+ * must know. This is the one thing that workers share;
  * it takes no lock, and costs one atomic operation on a cache line of its own
  * and one on the line of the source, at accept and again at close.
  *
@@ -36,6 +37,21 @@ void rf_admission_free(struct rf_admission *admission);
 /* Takes one of the connections; false, and the worker will be woken, when all are taken. */
 bool rf_admission_enter(struct rf_admission *admission, uint32_t worker);
 void rf_admission_leave(struct rf_admission *admission);
+
+/* The same for who does not wait, and is not woken. */
+bool rf_admission_try_enter(struct rf_admission *admission);
+
+/*
+ * UDP sessions over all workers. Closing a worker's UDP socket deals the peers
+ * of that port anew, so on a drain nobody closes one while there are sessions.
+ * ended: wakes all workers after the last one if `draining`.
+ */
+void rf_admission_begin_session(struct rf_admission *admission);
+void rf_admission_end_session(struct rf_admission *admission, bool draining);
+bool rf_admission_has_sessions(struct rf_admission *admission);
+
+/* The keyed hash of an address, its port left out. */
+uint64_t rf_admission_hash(const struct rf_admission *admission, const union rf_address *address);
 
 /* Takes one of the connections of a source: its slot, or RF_NO_SOURCE at the limit. */
 uint32_t rf_admission_enter_source(struct rf_admission *admission, const union rf_address *peer);

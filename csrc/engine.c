@@ -52,7 +52,7 @@ struct rf_engine {
     uint32_t workers_count;
     uint32_t max_connections;
     uint32_t max_per_source;
-    uint32_t capacity; /* connections of one worker */
+    uint32_t capacity; /* connections of one worker; also UDP sessions */
     uint32_t max_pipes;
     pid_t pid; /* of the process that made it */
     struct rf_engine *next_abandoned;
@@ -97,12 +97,21 @@ static uint32_t descriptor_limit(void)
     return limit.rlim_cur > RF_MAX_CONNECTIONS ? RF_MAX_CONNECTIONS : (uint32_t)limit.rlim_cur;
 }
 
-/* How many connections, of two descriptors each, and how many pipes one worker has room for. */
+/* Of a connection and of a UDP session together, so that each finds room beside the other. */
+static uint32_t descriptors_of_a_place(const struct rf_settings *settings)
+{
+    bool tcp = settings->targets_count > settings->udp_targets_count;
+
+    return (tcp ? 2U : 0U) + (settings->udp_targets_count > 0 ? 1U : 0U);
+}
+
+/* How many connections, as many UDP sessions, and how many pipes one worker has room for. */
 static void find_capacity(struct rf_engine *engine, bool own_tables)
 {
     uint32_t listeners = engine->settings.targets_count;
     uint32_t limit = descriptor_limit();
     uint32_t reserved = SPARE_DESCRIPTORS + listeners + engine->workers_count;
+    uint32_t each = descriptors_of_a_place(&engine->settings);
 
     if (!own_tables) {
         uint32_t all = SHARED_DESCRIPTORS + (listeners + 2) * engine->workers_count;
@@ -112,7 +121,7 @@ static void find_capacity(struct rf_engine *engine, bool own_tables)
     }
     engine->max_pipes = limit / 16 < MAX_PIPES ? limit / 16 : MAX_PIPES;
     reserved += 2 * engine->max_pipes;
-    engine->capacity = limit > reserved + 2 ? (limit - reserved) / 2 : 1;
+    engine->capacity = limit > reserved + each ? (limit - reserved) / each : 1;
 }
 
 static uint32_t resolved_max_connections(const struct rf_engine *engine)

@@ -8,6 +8,9 @@
 /* The kernel caps it at net.core.somaxconn. */
 #define BACKLOG 65535
 
+/* The kernel caps it at net.core.rmem_max and wmem_max. */
+#define UDP_SOCKET_BUFFER (4 * 1024 * 1024)
+
 static int set(int fd, int level, int option, int value)
 {
     return setsockopt(fd, level, option, &value, sizeof(value));
@@ -23,23 +26,44 @@ static int failed(int fd, const char *syscall, const char **ret_syscall)
     return -error;
 }
 
-static int open_one(union rf_address *address, bool first, int *ret_fd, const char **ret_syscall)
+/* What a TCP or a UDP socket needs before it is bound. */
+static int prepare(int fd, const union rf_address *address, bool udp)
+{
+    bool tells_address = udp && rf_address_is_wildcard(address);
+
+    if (!udp) {
+        set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+        set(fd, SOL_SOCKET, SO_OOBINLINE, 1);
+        return set(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    }
+    /* Not SO_REUSEADDR: on UDP it shares the port with whoever sets it too. */
+    set(fd, SOL_SOCKET, SO_RCVBUF, UDP_SOCKET_BUFFER);
+    set(fd, SOL_SOCKET, SO_SNDBUF, UDP_SOCKET_BUFFER);
+    if (!tells_address)
+        return 0;
+    /* An IPv6 socket tells of IPv4 datagrams by the option of IPv4. */
+    if (set(fd, IPPROTO_IP, IP_PKTINFO, 1) < 0)
+        return -1;
+    return address->any.sa_family == AF_INET6 ? set(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1) : 0;
+}
+
+static int open_one(union rf_address *address, bool udp, bool first, int *ret_fd,
+                    const char **ret_syscall)
 {
     socklen_t length = sizeof(*address);
+    int type = udp ? SOCK_DGRAM : SOCK_STREAM;
     int fd;
 
-    fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    fd = socket(address->any.sa_family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return failed(fd, "socket", ret_syscall);
-    if (set(fd, SOL_SOCKET, SO_REUSEADDR, 1) < 0)
+    if (prepare(fd, address, udp) < 0)
         return failed(fd, "setsockopt", ret_syscall);
     if (!first && set(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)
         return failed(fd, "setsockopt", ret_syscall);
     if (address->any.sa_family == AF_INET6 &&
         set(fd, IPPROTO_IPV6, IPV6_V6ONLY, !rf_address_is_wildcard(address)) < 0)
         return failed(fd, "setsockopt", ret_syscall);
-    set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    set(fd, SOL_SOCKET, SO_OOBINLINE, 1);
     if (bind(fd, &address->any, rf_address_length(address)) < 0)
         return failed(fd, "bind", ret_syscall);
     /* After bind: the others may share the port from here on. */
@@ -51,18 +75,18 @@ static int open_one(union rf_address *address, bool first, int *ret_fd, const ch
     return 0;
 }
 
-int rf_listener_open(union rf_address *address, int *ret_fds, uint32_t count,
+int rf_listener_open(union rf_address *address, bool udp, int *ret_fds, uint32_t count,
                      const char **ret_syscall)
 {
     uint32_t opened;
     int r = 0;
 
     for (opened = 0; opened < count; opened++) {
-        r = open_one(address, opened == 0, &ret_fds[opened], ret_syscall);
+        r = open_one(address, udp, opened == 0, &ret_fds[opened], ret_syscall);
         if (r < 0)
             break;
     }
-    for (uint32_t i = 0; r == 0 && i < count; i++)
+    for (uint32_t i = 0; r == 0 && !udp && i < count; i++)
         if (listen(ret_fds[i], BACKLOG) < 0) {
             r = -errno;
             *ret_syscall = "listen";

@@ -1,9 +1,12 @@
 /*
  * listener.h - listening sockets, one a worker and mapping, sharing the port by
- * SO_REUSEPORT.
+ * SO_REUSEPORT. The kernel deals connections, and the peers of UDP, by a hash:
+ * a peer's datagrams come to the same worker as long as no socket of the port
+ * is opened or closed.
  *
  * What an accepted socket inherits is set here once, instead of at every
- * accept: TCP_NODELAY and SO_OOBINLINE.
+ * accept: TCP_NODELAY and SO_OOBINLINE. A UDP socket on all addresses is set to
+ * tell which one each datagram was sent to (datagram.h).
  */
 #ifndef RF_LISTENER_H
 #define RF_LISTENER_H
@@ -17,7 +20,7 @@
  * that a port which another process shares by SO_REUSEPORT counts as taken.
  * On failure none stays open and *ret_syscall names the call.
  */
-int rf_listener_open(union rf_address *address, int *ret_fds, uint32_t count,
+int rf_listener_open(union rf_address *address, bool udp, int *ret_fds, uint32_t count,
                      const char **ret_syscall);
 
 #endif

@@ -2,7 +2,8 @@
  * reflector.h - the one public header of the core.
  *
  * An engine listens on the ports of its mappings and connects every accepted
- * connection back to the address that it came from, at the return port. All
+ * connection back to the address that it came from, at the return port; over
+ * UDP, the datagrams of every peer likewise. All
  * functions return 0 or a negative errno value. Outputs are named ret_* and
  * are left alone on failure. Nothing here knows of Python.
  */
@@ -25,6 +26,7 @@ struct rf_mapping {
     const char *address;  /* numeric, "%scope" allowed; NULL: all of IPv4 and IPv6 */
     uint16_t port;        /* 0: the kernel picks a free one */
     uint16_t return_port; /* 0: the same number as the port */
+    uint8_t protocol;     /* IPPROTO_TCP or IPPROTO_UDP */
 };
 
 struct rf_options {
@@ -35,6 +37,7 @@ struct rf_options {
     uint32_t connect_timeout_ms;    /* of the return leg */
     uint32_t idle_timeout_ms;       /* no byte moved, both directions open */
     uint32_t half_close_timeout_ms; /* no byte moved, one direction ended */
+    uint32_t udp_idle_timeout_ms;   /* no datagram either way: the session ends */
     const char *return_source4;     /* address that IPv4 return legs leave from; */
     const char *return_source6;     /* NULL: the one that the peer dialled */
 };
@@ -49,7 +52,9 @@ struct rf_failure {
  * Every counter: identifier, name, and what it counts. The gauges, which can
  * fall, stand at the end and begin with ACTIVE.
  *
- * Each accepted connection gets one LEGS_* and, at its end, one CLOSED_*.
+ * Each accepted connection gets one LEGS_* and, at its end, one CLOSED_*. A UDP
+ * session is a connection here. Its leg is connected at the first datagram that
+ * the service sends, and timed out if the session ends without any.
  */
 #define RF_COUNTERS(X)                                                                            \
     X(ACCEPTED, "accepted", "connections accepted")                                               \
@@ -67,9 +72,13 @@ struct rf_failure {
     X(BYTES_SPLICED, "bytes_spliced", "bytes moved by splice(2)")                                 \
     X(BYTES_COPIED, "bytes_copied", "bytes moved through a buffer")                               \
     X(URGENT_BYTES, "urgent_bytes", "urgent (out-of-band) bytes passed on")                       \
+    X(DATAGRAMS_TO_SERVICE, "datagrams_to_service", "datagrams passed on to the service")         \
+    X(DATAGRAMS_TO_PEER, "datagrams_to_peer", "datagrams passed on to the peer")                  \
+    X(DATAGRAMS_DROPPED, "datagrams_dropped", "datagrams dropped here: a limit, a full socket")   \
+    X(DATAGRAMS_LIMITED, "datagrams_limited", "... of new peers, at a connection limit")          \
     X(CLOSED_FINISHED, "closed_finished", "ended by a FIN from both sides")                       \
     X(CLOSED_RESET_BY_PEER, "closed_reset_by_peer", "ended by a RST from the peer")               \
-    X(CLOSED_RESET_BY_SERVICE, "closed_reset_by_service", "ended by a RST from the service")      \
+    X(CLOSED_RESET_BY_SERVICE, "closed_reset_by_service", "ended by the service: RST, refusal")   \
     X(CLOSED_IDLE, "closed_idle", "reset: no byte for the idle timeout")                          \
     X(CLOSED_HALF_CLOSE, "closed_half_close", "reset: half-closed and no byte for its timeout")   \
     X(CLOSED_LEG_FAILED, "closed_leg_failed", "reset: the return leg did not connect")            \
@@ -119,7 +128,8 @@ uint32_t rf_engine_max_connections(const struct rf_engine *engine);
 /*
  * Closes the listeners; a worker ends when its last connection has. Connections
  * that the kernel had already taken into the backlog are still served, as far
- * as the limits have room at that instant; the others are reset.
+ * as the limits have room at that instant; the others are reset. UDP ports stay
+ * open for the sessions that run, and take no new ones.
  */
 void rf_engine_stop_accepting(struct rf_engine *engine);
 

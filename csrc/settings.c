@@ -9,7 +9,7 @@
 static int check_options(const struct rf_options *options, size_t mappings_count)
 {
     const uint32_t timeouts_ms[] = {options->connect_timeout_ms, options->idle_timeout_ms,
-                                    options->half_close_timeout_ms};
+                                    options->half_close_timeout_ms, options->udp_idle_timeout_ms};
 
     if (options->size != sizeof(*options))
         return -EINVAL;
@@ -59,6 +59,7 @@ int rf_settings_init(struct rf_settings *settings, const struct rf_options *opti
         .connect_timeout_ms = options->connect_timeout_ms,
         .idle_timeout_ms = options->idle_timeout_ms,
         .half_close_timeout_ms = options->half_close_timeout_ms,
+        .udp_idle_timeout_ms = options->udp_idle_timeout_ms,
     };
     r = set_return_source(settings, options->return_source4, AF_INET, ret_syscall);
     if (r == 0)
@@ -77,7 +78,7 @@ void rf_settings_fini(struct rf_settings *settings)
     settings->targets_count = 0;
 }
 
-/* Following the return ports from mapping to mapping never ends. */
+/* Following the return ports from mapping to mapping of the protocol never ends. */
 static bool find_loop(const struct rf_settings *settings, uint32_t start)
 {
     uint16_t port = settings->targets[start].return_port;
@@ -86,7 +87,8 @@ static bool find_loop(const struct rf_settings *settings, uint32_t start)
         uint32_t i = 0;
 
         while (i < settings->targets_count &&
-               rf_address_port(&settings->targets[i].address) != port)
+               (settings->targets[i].udp != settings->targets[start].udp ||
+                rf_address_port(&settings->targets[i].address) != port))
             i++;
         if (i == settings->targets_count)
             return false;
@@ -102,12 +104,12 @@ static int open_wildcard(struct rf_target *target, uint16_t port, uint32_t worke
 
     target->wildcard = true;
     target->address.v6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(port)};
-    r = rf_listener_open(&target->address, fds, workers, ret_syscall);
+    r = rf_listener_open(&target->address, target->udp, fds, workers, ret_syscall);
     if (r != -EAFNOSUPPORT && r != -EADDRNOTAVAIL)
         return r;
     *ret_syscall = NULL;
     target->address.v4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port)};
-    return rf_listener_open(&target->address, fds, workers, ret_syscall);
+    return rf_listener_open(&target->address, target->udp, fds, workers, ret_syscall);
 }
 
 static int open_target(struct rf_target *target, const struct rf_mapping *mapping,
@@ -115,6 +117,9 @@ static int open_target(struct rf_target *target, const struct rf_mapping *mappin
 {
     int r;
 
+    if (mapping->protocol != IPPROTO_TCP && mapping->protocol != IPPROTO_UDP)
+        return -EINVAL;
+    target->udp = mapping->protocol == IPPROTO_UDP;
     if (!mapping->address) {
         r = open_wildcard(target, mapping->port, workers, fds, ret_syscall);
     } else {
@@ -122,7 +127,7 @@ static int open_target(struct rf_target *target, const struct rf_mapping *mappin
         if (r < 0)
             return r;
         target->wildcard = rf_address_is_wildcard(&target->address);
-        r = rf_listener_open(&target->address, fds, workers, ret_syscall);
+        r = rf_listener_open(&target->address, target->udp, fds, workers, ret_syscall);
     }
     if (r < 0)
         return r;
@@ -148,7 +153,9 @@ int rf_settings_listen(struct rf_settings *settings, const struct rf_mapping *ma
         for (uint32_t worker = 0; worker < workers; worker++)
             ret_fds[worker * count + i] = fds[worker];
     }
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++) {
         settings->targets[i].loops = find_loop(settings, i);
+        settings->udp_targets_count += settings->targets[i].udp;
+    }
     return 0;
 }

@@ -14,6 +14,7 @@
 struct rf_target {
     union rf_address address;
     uint16_t return_port;
+    bool udp;
     bool wildcard; /* the address that a peer dialled must be asked of each socket */
     bool loops;    /* its return port leads, at once or by other mappings, back to itself */
 };
@@ -22,10 +23,12 @@ struct rf_settings {
     uint32_t connect_timeout_ms;
     uint32_t idle_timeout_ms;
     uint32_t half_close_timeout_ms;
+    uint32_t udp_idle_timeout_ms;
     bool has_return_source[2]; /* IPv4, IPv6 */
     union rf_address return_source[2];
     struct rf_target *targets; /* one a mapping */
     uint32_t targets_count;
+    uint32_t udp_targets_count; /* how many of them are UDP */
 };
 
 /*

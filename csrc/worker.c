@@ -113,6 +113,8 @@ static void expire(struct rf_worker *worker)
         worker->paused = false;
         rf_accept_resume(worker);
     }
+    if (worker->udp)
+        rf_udp_expire(worker);
 }
 
 /* What epoll_wait may sleep for, in ms; -1: until something happens. */
@@ -124,6 +126,8 @@ static int wait_ms(struct rf_worker *worker)
         return worker->scratch ? 0 : (int)MEMORY_RETRY_MS;
     for (unsigned class = 0; class < RF_TIMER_CLASSES; class++)
         ms = rf_fifo_remaining(&worker->timers[class], &worker->conns, worker->now_ms, ms);
+    if (worker->udp)
+        ms = rf_udp_remaining(worker, ms);
     if (worker->paused && ms > PAUSE_MS)
         ms = PAUSE_MS;
     return ms > INT32_MAX ? -1 : (int)ms;
@@ -136,6 +140,8 @@ static void woken(struct rf_worker *worker)
     (void)!read(worker->wake_fd, &ignored, sizeof(ignored));
     if (*worker->request >= RF_REQUEST_STOP_ACCEPTING && !worker->closing)
         rf_accept_close(worker);
+    if (worker->closing)
+        rf_udp_close(worker);
     rf_accept_resume(worker);
 }
 
@@ -146,10 +152,12 @@ static void dispatch(struct rf_worker *worker, const struct epoll_event *event)
     struct rf_conn *conn;
 
     if (generation == 0) {
-        if (number == WAKE_TOKEN)
+        if (number < RF_UDP_NUMBER)
+            rf_accept_some(worker, number);
+        else if (number == WAKE_TOKEN)
             woken(worker);
         else
-            rf_accept_some(worker, number);
+            rf_udp_event(worker, number, event->events);
         return;
     }
     conn = rf_slab_at(&worker->conns, number >> 1);
@@ -198,7 +206,8 @@ void rf_worker_run(struct rf_worker *worker)
 {
     struct epoll_event events[EVENTS];
 
-    while (*worker->request != RF_REQUEST_STOP && !(worker->closing && worker->conns.used == 0)) {
+    while (*worker->request != RF_REQUEST_STOP &&
+           !(worker->closing && worker->conns.used == 0 && rf_udp_close(worker))) {
         int n = epoll_wait(worker->epoll_fd, events, EVENTS, wait_ms(worker));
 
         worker->now_ms = rf_sys_now_ms();
@@ -238,6 +247,9 @@ int rf_worker_init(struct rf_worker *worker, uint32_t capacity, uint32_t max_pip
         return -errno;
     if (epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, worker->wake_fd, &event) < 0)
         return -errno;
+    r = rf_udp_init(worker, capacity);
+    if (r < 0)
+        return r;
     rf_accept_resume(worker);
     return worker->accepting ? 0 : -ENOSPC;
 }
@@ -254,6 +266,7 @@ void rf_worker_fini(struct rf_worker *worker)
             rf_conn_reset(worker, conn, RF_CLOSED_STOPPED);
         rf_leg_drop_spare(worker, conn);
     }
+    rf_udp_fini(worker);
     for (uint32_t i = 0; i < worker->settings->targets_count; i++) {
         if (worker->listener_fds[i] >= 0)
             close(worker->listener_fds[i]);

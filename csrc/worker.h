@@ -2,7 +2,7 @@
  * worker.h - one thread with everything that its connections need.
  *
  * A worker shares nothing on its way but the admission limits: epoll,
- * listeners, connections, timers, pipes, buffers, counters and, where the
+ * listeners, connections, UDP sessions, timers, pipes, buffers, counters and, where the
  * kernel lets it, the descriptor table are its own. Only its thread touches
  * them; counters are read from outside, one relaxed load each.
  */
@@ -21,6 +21,7 @@
 #include "settings.h"
 #include "slab.h"
 #include "timer.h"
+#include "udp.h"
 
 /* What the owner of the engine wants of its workers. */
 enum rf_request {
@@ -65,6 +66,7 @@ struct rf_worker {
     struct rf_fifo timers[RF_TIMER_CLASSES];
     struct rf_pipes pipes;
     struct rf_buffers buffers;
+    struct rf_udp *udp; /* NULL without a UDP mapping */
     struct rf_buffer *scratch; /* what is copied goes through here; NULL when memory is short */
     _Atomic uint64_t counters[RF_COUNTER_MAX];
     pthread_t thread;

@@ -1,5 +1,5 @@
 # Mirrors csrc/reflector.h: what is there is declared here, and nothing else.
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "reflector.h" nogil:
@@ -13,6 +13,7 @@ cdef extern from "reflector.h" nogil:
         const char *address
         uint16_t port
         uint16_t return_port
+        uint8_t protocol
 
     struct rf_options:
         size_t size
@@ -22,6 +23,7 @@ cdef extern from "reflector.h" nogil:
         uint32_t connect_timeout_ms
         uint32_t idle_timeout_ms
         uint32_t half_close_timeout_ms
+        uint32_t udp_idle_timeout_ms
         const char *return_source4
         const char *return_source6
 

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 class Engine:
     def __init__(
         self,
-        mappings: Sequence[tuple[str | None, int, int]],
+        mappings: Sequence[tuple[str | None, int, int, int]],
         *,
         workers: int = 0,
         max_connections: int = 0,
@@ -11,6 +11,7 @@ class Engine:
         connect_timeout_ms: int = 3000,
         idle_timeout_ms: int = 600000,
         half_close_timeout_ms: int = 60000,
+        udp_idle_timeout_ms: int = 30000,
         return_source4: str | None = None,
         return_source6: str | None = None,
     ) -> None: ...

@@ -10,7 +10,7 @@ import os
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 cimport reflector._core as core
 
@@ -43,7 +43,8 @@ cdef class Engine:
     """Binds and listens on mappings; `start` begins to reflect.
 
     Each mapping is (numeric address or None for all of IPv4 and IPv6, port or 0
-    for a free one, return port or 0 for the port itself). Times are in
+    for a free one, return port or 0 for the port itself, protocol: 6 for TCP,
+    17 for UDP, as in socket.IPPROTO_TCP). Times are in
     milliseconds; 0 workers means one per usable CPU, 0 connections as many as
     the descriptors carry.
 
@@ -58,7 +59,7 @@ cdef class Engine:
     def __init__(self, mappings, *, uint32_t workers=0, uint32_t max_connections=0,
                  uint32_t max_per_source=512, uint32_t connect_timeout_ms=3000,
                  uint32_t idle_timeout_ms=600000, uint32_t half_close_timeout_ms=60000,
-                 return_source4=None, return_source6=None):
+                 uint32_t udp_idle_timeout_ms=30000, return_source4=None, return_source6=None):
         cdef core.rf_failure failure
         cdef core.rf_options options
         cdef core.rf_mapping *table
@@ -78,11 +79,15 @@ cdef class Engine:
         options.connect_timeout_ms = connect_timeout_ms
         options.idle_timeout_ms = idle_timeout_ms
         options.half_close_timeout_ms = half_close_timeout_ms
+        options.udp_idle_timeout_ms = udp_idle_timeout_ms
         options.return_source4 = pointer(source4)
         options.return_source6 = pointer(source6)
 
         # Keeps the addresses alive that the table points to.
-        encoded = [(encode(address), port, return_port) for address, port, return_port in mappings]
+        encoded = [
+            (encode(address), port, return_port, protocol)
+            for address, port, return_port, protocol in mappings
+        ]
         count = len(encoded)
         table = <core.rf_mapping *>calloc(count + 1, sizeof(core.rf_mapping))
         if table is NULL:
@@ -92,6 +97,7 @@ cdef class Engine:
                 table[i].address = pointer(encoded[i][0])
                 table[i].port = <uint16_t>encoded[i][1]
                 table[i].return_port = <uint16_t>encoded[i][2]
+                table[i].protocol = <uint8_t>encoded[i][3]
             with nogil:
                 r = core.rf_engine_new(&options, table, count, &self.engine, &failure)
         finally:

@@ -38,7 +38,8 @@ class Reflector:
     Several may run in one process, and all methods may be called from any thread. It sets no
     signal handlers. One that is forgotten stops when it is collected, or when Python ends.
 
-    mappings: ``[ADDRESS:]PORT[:RETURN_PORT]`` as text, or `Mapping` objects; one or several.
+    mappings: ``[ADDRESS:]PORT[:RETURN_PORT][/tcp|/udp]`` as text, or `Mapping` objects;
+        one or several.
     bind: numeric address to listen on where a mapping names none; None is all of IPv4 and IPv6.
     return_port: where a mapping names none; None is the listening port's own number.
     return_source: numeric address of this host that return legs leave from, or one for IPv4 and
@@ -55,6 +56,7 @@ class Reflector:
     connect_timeout: seconds; the peer is reset when its return leg takes longer.
     idle_timeout: seconds; reset when no byte has moved for that long.
     half_close_timeout: seconds; the same, once one side has ended.
+    udp_idle_timeout: seconds; a UDP peer's session ends when no datagram has passed for that long.
 
     Raises UsageError for an argument that cannot be used, saying what it may be.
     """
@@ -76,6 +78,7 @@ class Reflector:
         connect_timeout: float = Settings.connect_timeout,
         idle_timeout: float = Settings.idle_timeout,
         half_close_timeout: float = Settings.half_close_timeout,
+        udp_idle_timeout: float = Settings.udp_idle_timeout,
     ) -> None:
         self._settings = Settings.from_keywords(
             bind=bind,
@@ -91,6 +94,7 @@ class Reflector:
             connect_timeout=connect_timeout,
             idle_timeout=idle_timeout,
             half_close_timeout=half_close_timeout,
+            udp_idle_timeout=udp_idle_timeout,
         )
         self._mappings = parse_mappings(
             mappings, bind=self._settings.bind, return_port=self._settings.return_port

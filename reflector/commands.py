@@ -42,11 +42,13 @@ A MAPPING is {GRAMMAR}:
   [::1]:10022:22          on an IPv6 one, in brackets
   [fe80::1%eth0]:10022:22 on a link-local one, with its interface
   0:22                    listen on a free port, told in the ready line
+  10053:53/udp            UDP: the datagrams of each peer go back to its port 53
 
 Limits hold always. At --max-connections new connections wait until one ends.
 Past --max-per-source they are reset. A return leg that is refused, unreachable
-or slower than --connect-timeout resets its peer at once. What was refused or
-held up is logged, one line a second at most.
+or slower than --connect-timeout resets its peer at once. UDP has no backlog and
+no reset: there, datagrams are dropped. What was refused, dropped or held up is
+logged, one line a second at most.
 
 SIGTERM and SIGINT stop accepting, let running connections end until
 --drain-timeout and reset the rest; a second one ends it now. Exit codes:

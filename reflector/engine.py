@@ -1,12 +1,15 @@
 """What the rest of the program asks of an engine, and the splice engine over the C core."""
 
 import errno
+import socket
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from reflector.errors import StartError
 from reflector.mapping import Mapping
 from reflector.settings import Settings
+
+_PROTOCOL_NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,9 @@ class Stats:
 
     All but the gauges at the end only grow. While no connection runs, ``accepted`` is the sum of
     the ``legs_*`` and also of the ``closed_*``.
+
+    A UDP session counts as a connection. Its leg is connected once the service has answered,
+    refused by an ICMP port unreachable before that, timed out when it ends without an answer.
     """
 
     #: connections taken from the listeners
@@ -38,6 +44,12 @@ class Stats:
     bytes_spliced: int
     bytes_copied: int
     urgent_bytes: int
+    #: UDP datagrams passed on each way, dropped here (a limit, a full socket), and how many of
+    #: those because they were of new peers while max_connections ran
+    datagrams_to_service: int
+    datagrams_to_peer: int
+    datagrams_dropped: int
+    datagrams_limited: int
     #: connections ended, by reason
     closed_finished: int
     closed_reset_by_peer: int
@@ -94,7 +106,10 @@ class Engine(Protocol):
         """Begin to accept. Raises StartError."""
 
     def stop_accepting(self) -> None:
-        """Close the listeners; running connections go on."""
+        """Close the listeners; running connections go on.
+
+        UDP ports stay bound for the sessions that run, and take no new ones.
+        """
 
     def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for the last connection to end; True once it has.
@@ -127,7 +142,12 @@ class SpliceEngine:
         try:
             self._core = _core.Engine(
                 [
-                    (m.address, m.port, 0 if m.returns_to_itself else m.return_port)
+                    (
+                        m.address,
+                        m.port,
+                        0 if m.returns_to_itself else m.return_port,
+                        _PROTOCOL_NUMBERS[m.protocol],
+                    )
                     for m in mappings
                 ],
                 workers=settings.workers or 0,
@@ -136,6 +156,7 @@ class SpliceEngine:
                 connect_timeout_ms=_milliseconds(settings.connect_timeout),
                 idle_timeout_ms=_milliseconds(settings.idle_timeout),
                 half_close_timeout_ms=_milliseconds(settings.half_close_timeout),
+                udp_idle_timeout_ms=_milliseconds(settings.udp_idle_timeout),
                 return_source4=next((a for a in sources if ":" not in a), None),
                 return_source6=next((a for a in sources if ":" in a), None),
             )
@@ -205,9 +226,10 @@ def _start_error(
 
 def _mend_listening(error: OSError, mapping: Mapping) -> str:
     if error.errno == errno.EADDRINUSE:
+        udp = mapping.protocol == "udp"
         return (
-            f"port {mapping.port} is taken; choose another or stop what holds it "
-            f"(ss -ltnp 'sport = :{mapping.port}' shows who)"
+            f"{'UDP ' if udp else ''}port {mapping.port} is taken; choose another or stop what "
+            f"holds it (ss -{'lunp' if udp else 'ltnp'} 'sport = :{mapping.port}' shows who)"
         )
     first_free = _first_unprivileged_port()
     if error.errno in (errno.EACCES, errno.EPERM) and mapping.port < first_free:

@@ -154,6 +154,13 @@ def _troubles(before: Stats, now: Stats, engine: Engine, settings: Settings) -> 
             f"{_connections(count)} reset while running for want of descriptors or memory (raise "
             f"ulimit -n or LimitNOFILE=)"
         )
+    if count := now.datagrams_dropped - before.datagrams_dropped:
+        limited = now.datagrams_limited - before.datagrams_limited
+        at_limit = (
+            f", {limited:,} of them of new peers at {_connections(engine.max_connections)} "
+            f"(--max-connections)"
+        )
+        yield f"{_datagrams(count)} dropped{at_limit if limited else ''}"
     if count := now.pauses_connections - before.pauses_connections:
         yield (
             f"paused {_times(count)} at {_connections(engine.max_connections)}, new ones wait "
@@ -168,6 +175,10 @@ def _troubles(before: Stats, now: Stats, engine: Engine, settings: Settings) -> 
 
 def _connections(count: int) -> str:
     return "1 connection" if count == 1 else f"{count:,} connections"
+
+
+def _datagrams(count: int) -> str:
+    return "1 datagram" if count == 1 else f"{count:,} datagrams"
 
 
 def _times(count: int) -> str:

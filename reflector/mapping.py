@@ -1,12 +1,13 @@
 """The MAPPING of the command line: which port is listened on, and where it returns to.
 
-    [ADDRESS:]PORT[:RETURN_PORT][/tcp]
+    [ADDRESS:]PORT[:RETURN_PORT][/tcp|/udp]
 
     10022                 all addresses, port 10022; returns to --return-port, else to 10022
     10022:22              all addresses, port 10022; returns to port 22 of whoever connects
     127.0.0.1:10022:22    the same on one address only
     [::1]:10022:22        an IPv6 address stands in brackets, a link-local one with its interface:
     [fe80::1%eth0]:10022:22
+    10053:53/udp          UDP: datagrams go back to port 53 of whoever sends them
 
 Port 0 listens on a free port. Nothing here looks at the host: whether an address is ours and a
 port free is found out when the engine binds.
@@ -18,12 +19,13 @@ from ipaddress import IPv6Address, ip_address
 
 from reflector.errors import UsageError, quoted
 
-GRAMMAR = "[ADDRESS:]PORT[:RETURN_PORT][/tcp]"
+GRAMMAR = "[ADDRESS:]PORT[:RETURN_PORT][/tcp|/udp]"
 EXAMPLES = "10022:22, 127.0.0.1:10022:22 or [::1]:10022:22"
 
 _EXPECTED_ADDRESS = "expected a numeric address such as 192.0.2.1 or ::1"
 _MAX_PORT = 65535
 _MAX_MAPPINGS = 1024
+_PROTOCOLS = ("tcp", "udp")
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,15 @@ class Mapping:
     port: port to listen on; 0 picks a free one.
     return_port: port of the peer that the connection goes back to; 0 means the same number as
         the listening port, for a free port that is not known yet.
+    protocol: "tcp" or "udp".
 
-    Raises UsageError when a port or the address is none.
+    Raises UsageError when a port, the address or the protocol is none.
     """
 
     address: str | None
     port: int
     return_port: int = 0
+    protocol: str = "tcp"
 
     def __post_init__(self) -> None:
         for name in ("port", "return_port"):
@@ -51,6 +55,8 @@ class Mapping:
                 raise UsageError(
                     f"{label} {quoted(value)}: expected a whole number, 0 to {_MAX_PORT}"
                 )
+        if self.protocol not in _PROTOCOLS:
+            raise UsageError(f"protocol {quoted(self.protocol)}: expected 'tcp' or 'udp'")
         if self.address is not None:
             try:
                 object.__setattr__(self, "address", parse_address(self.address))
@@ -72,22 +78,20 @@ class Mapping:
         Raises UsageError naming `text` and what it may be.
         """
         try:
-            address, port, own_return_port = _split(text)
+            address, port, own_return_port, protocol = _split(text)
         except ValueError as error:
             raise UsageError(f"mapping {quoted(text)}: {error}") from None
         return cls(
             bind if address is None else address,
             port,
             own_return_port if own_return_port is not None else return_port or 0,
+            protocol,
         )
 
     @property
     def listens_on(self) -> str:
-        """Address and port as they are written down, for example ``[::1]:10022``, ``*:10022``."""
-        if self.address is None:
-            return f"*:{self.port}"
-        address = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{address}:{self.port}"
+        """Address and port as written down: ``[::1]:10022``, ``*:10022``, ``*:10053/udp``."""
+        return f"{self._address or '*'}:{self.port}{self._suffix}"
 
     @property
     def returns_to_itself(self) -> bool:
@@ -100,8 +104,19 @@ class Mapping:
 
     def __str__(self) -> str:
         """Return the mapping in the form that `parse` reads."""
-        listens_on = self.listens_on.removeprefix("*:")
-        return f"{listens_on}:{self.return_port}" if self.return_port else listens_on
+        ports = [self.port, self.return_port] if self.return_port else [self.port]
+        parts = [self._address] if self._address else []
+        return ":".join([*parts, *map(str, ports)]) + self._suffix
+
+    @property
+    def _address(self) -> str:
+        if self.address is None:
+            return ""
+        return f"[{self.address}]" if ":" in self.address else self.address
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.protocol == "tcp" else f"/{self.protocol}"
 
 
 def parse_mappings(
@@ -135,7 +150,9 @@ def parse_mappings(
 
 def returns_in_a_loop(mapping: Mapping, mappings: Iterable[Mapping]) -> bool:
     """Tell whether a peer on this very host would be returned from port to port without end."""
-    routes = {other.port: other.return_port for other in mappings}
+    routes = {
+        other.port: other.return_port for other in mappings if other.protocol == mapping.protocol
+    }
     port, seen = mapping.return_port, set[int]()
     while port in routes and port not in seen:
         seen.add(port)
@@ -167,13 +184,11 @@ def parse_address(text: object) -> str:
     return str(address)
 
 
-def _split(text: str) -> tuple[str | None, int, int | None]:
+def _split(text: str) -> tuple[str | None, int, int | None, str]:
     """Take a mapping's text apart. Raises ValueError saying what is wrong with it."""
     body, slash, protocol = text.partition("/")
-    if slash and protocol == "udp":
-        raise ValueError("UDP is not reflected in this version, only TCP: leave /udp out")
-    if slash and protocol != "tcp":
-        raise ValueError(f"protocol {quoted(protocol)} is not known, only /tcp is")
+    if slash and protocol not in _PROTOCOLS:
+        raise ValueError(f"protocol {quoted(protocol)} is not known, only /tcp and /udp are")
     if body.count(":") > 2 and not body.startswith("["):
         raise ValueError("an IPv6 address stands in brackets, such as [::1]:10022:22")
     address: str | None = None
@@ -193,7 +208,8 @@ def _split(text: str) -> tuple[str | None, int, int | None]:
         except ValueError as error:
             raise ValueError(f"address {quoted(address)}: {error}") from None
     port = _port("port", fields[0], 0)
-    return address, port, _port("return port", fields[1], 1) if len(fields) == 2 else None
+    return_port = _port("return port", fields[1], 1) if len(fields) == 2 else None
+    return address, port, return_port, protocol or "tcp"
 
 
 def _port(label: str, text: str, minimum: int) -> int:
@@ -207,17 +223,18 @@ def _port(label: str, text: str, minimum: int) -> int:
 
 
 def _refuse_clashes(mappings: Sequence[Mapping]) -> None:
-    earlier: dict[int, list[Mapping]] = {}
+    earlier: dict[tuple[str, int], list[Mapping]] = {}
     for mapping in mappings:
         if mapping.port == 0:
             continue
-        for other in earlier.setdefault(mapping.port, []):
+        beside = earlier.setdefault((mapping.protocol, mapping.port), [])
+        for other in beside:
             if _overlap(mapping.address, other.address):
                 raise UsageError(
                     f"mappings {other} and {mapping} clash: each would take connections to "
                     f"{other.listens_on} from the other; leave one out or choose another port"
                 )
-        earlier[mapping.port].append(mapping)
+        beside.append(mapping)
 
 
 def _overlap(one: str | None, other: str | None) -> bool:

@@ -289,13 +289,15 @@ class Settings:
     max_connections: int | None = _setting(
         _Count("connections", 1, _MOST_CONNECTIONS),
         None,
-        "Connections at once; more wait in the backlog.",
+        "Connections at once; more wait in the backlog. UDP sessions count; datagrams that would "
+        "open more are dropped.",
         otherwise="what the open-file limit carries, said at start",
     )
     max_per_source: int = _setting(
         _Count("connections", 1, _MOST_CONNECTIONS),
         512,
-        "Connections at once from one address; more are reset. Bounds loops too.",
+        "Connections and UDP sessions at once from one address; more are reset or dropped. Bounds "
+        "loops too.",
     )
     connect_timeout: float = _setting(
         _Duration(0.001, 3600), 3.0, "Reset when the peer has not taken the return leg by then."
@@ -307,6 +309,11 @@ class Settings:
         _Duration(0.001, _LONGEST),
         60.0,
         "Reset when one side has ended and no byte has moved for that long.",
+    )
+    udp_idle_timeout: float = _setting(
+        _Duration(0.001, _LONGEST),
+        30.0,
+        "End a UDP peer's session when no datagram has passed either way for that long.",
     )
     drain_timeout: float = _setting(
         _Duration(0, 86400),

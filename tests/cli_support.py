@@ -81,7 +81,7 @@ class Foreground:
     @property
     def ports(self) -> list[int]:
         """The ports of the ready line."""
-        return [int(port) for port in re.findall(r":(\d+) -> peer:", self.wait_ready())]
+        return [int(port) for port in re.findall(r":(\d+)(?:/udp)? -> peer:", self.wait_ready())]
 
     def output(self) -> str:
         """All of stderr so far."""

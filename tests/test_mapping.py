@@ -32,6 +32,8 @@ def test_mapping_is_read_as_people_know_it_from_container_ports(
     text: str, address: str | None, port: int, return_port: int
 ) -> None:
     assert Mapping.parse(text) == Mapping(address, port, return_port)
+    if "/" not in text:
+        assert Mapping.parse(f"{text}/udp") == Mapping(address, port, return_port, "udp")
 
 
 def test_bare_port_takes_the_given_return_port() -> None:
@@ -85,8 +87,9 @@ def test_given_address_is_for_mappings_that_name_none() -> None:
         ("224.0.0.1:10022:22", "multicast"),
         ("[ff02::1]:10022:22", "multicast"),
         ("255.255.255.255:10022:22", "broadcast"),
-        ("10022:22/udp", "UDP is not reflected in this version"),
-        ("10022:22/sctp", "protocol 'sctp' is not known"),
+        ("10022:22/sctp", "protocol 'sctp' is not known, only /tcp and /udp are"),
+        ("10022:22/UDP", "protocol 'UDP' is not known"),
+        ("10022:22/udp/udp", "protocol 'udp/udp' is not known"),
         ("10022:22/", "protocol '' is not known"),
         ("10022:22/TCP/tcp", "is not known"),
         ("10022:22\n", "return port '22\\n'"),
@@ -123,10 +126,19 @@ def test_mapping_made_by_hand_is_checked_too(address: str, port: int, return_por
         Mapping(address, port, return_port)
 
 
+@pytest.mark.parametrize("protocol", ["UDP", "sctp", "", None, 17])
+def test_protocol_that_is_none_is_refused(protocol: str) -> None:
+    with pytest.raises(UsageError, match="expected 'tcp' or 'udp'"):
+        Mapping(None, 10022, 22, protocol)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
         ("10022:22", "10022:22"),
+        ("10022:22/udp", "10022:22/udp"),
+        ("10022:22/udp", "127.0.0.1:10022:23/udp"),
+        ("10022:22/tcp", "10022:22"),
         ("10022:22", "10022:23"),
         ("10022:22", "127.0.0.1:10022:23"),
         ("[::1]:10022:22", "10022:22"),
@@ -148,6 +160,9 @@ def test_mappings_that_clash_are_refused_naming_both(one: str, other: str) -> No
     "texts",
     [
         ["10022:22", "10023:22"],
+        ["10022:22", "10022:22/udp"],
+        ["10022:22/udp", "10022:23/tcp"],
+        ["0:22/udp", "0:22/udp"],
         ["0:22", "0:22"],
         ["127.0.0.1:10022:22", "127.0.0.2:10022:22"],
         ["127.0.0.1:10022:22", "[::1]:10022:22"],
@@ -180,7 +195,18 @@ def test_one_mapping_needs_no_list() -> None:
     assert parse_mappings(Mapping(None, 10022, 22)) == parse_mappings(["10022:22"])
 
 
-@pytest.mark.parametrize("text", ["10022:22", "127.0.0.1:0:22", "[fe80::1%eth0]:10022:22", "0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10022:22",
+        "127.0.0.1:0:22",
+        "[fe80::1%eth0]:10022:22",
+        "0",
+        "10053:53/udp",
+        "[::1]:10053:53/udp",
+        "0/udp",
+    ],
+)
 def test_mapping_is_written_as_it_is_read(text: str) -> None:
     assert str(Mapping.parse(text)) == text
     assert Mapping.parse(str(Mapping.parse(text))) == Mapping.parse(text)
@@ -201,3 +227,14 @@ def test_loop_over_several_mappings_is_found() -> None:
     assert returns_in_a_loop(back, mappings)
     assert not returns_in_a_loop(away, mappings)
     assert not returns_in_a_loop(in_between, mappings)
+
+
+def test_loop_is_looked_for_within_one_protocol() -> None:
+    mappings = parse_mappings(["10022:10023", "10023:10022/udp", "10024/udp"])
+    assert [returns_in_a_loop(m, mappings) for m in mappings] == [False, False, True]
+
+
+def test_protocol_is_told_where_it_is_not_tcp() -> None:
+    assert Mapping.parse("10053:53/udp").listens_on == "*:10053/udp"
+    assert Mapping.parse("[::1]:10053:53/udp").listens_on == "[::1]:10053/udp"
+    assert Mapping.parse("10022:22/tcp").listens_on == "*:10022"

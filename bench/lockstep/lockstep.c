@@ -265,9 +265,13 @@ static void start_engine(void)
         .connect_timeout_ms = 3000,
         .idle_timeout_ms = 600000,
         .half_close_timeout_ms = 60000,
+        .udp_idle_timeout_ms = 30000,
     };
     /* The wildcard, as people run it, but the same where a host has no IPv6. */
-    struct rf_mapping mappings[MAPPINGS] = {{.address = "0.0.0.0"}, {.address = "0.0.0.0"}};
+    struct rf_mapping mappings[MAPPINGS] = {
+        [MAPPING_SERVED] = {.address = "0.0.0.0", .protocol = IPPROTO_TCP},
+        [MAPPING_REFUSED] = {.address = "0.0.0.0", .protocol = IPPROTO_TCP},
+    };
     struct rf_failure failure;
     struct sockaddr_in address;
     int r;
