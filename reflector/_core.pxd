@@ -15,6 +15,11 @@ cdef extern from "reflector.h" nogil:
         uint16_t return_port
         uint8_t protocol
 
+    struct rf_network:
+        const char *address
+        uint8_t length
+        bint allow
+
     struct rf_options:
         size_t size
         uint32_t workers
@@ -24,8 +29,11 @@ cdef extern from "reflector.h" nogil:
         uint32_t idle_timeout_ms
         uint32_t half_close_timeout_ms
         uint32_t udp_idle_timeout_ms
+        bint share_ports
         const char *return_source4
         const char *return_source6
+        const rf_network *networks
+        size_t networks_count
 
     struct rf_failure:
         const char *syscall

@@ -14,6 +14,8 @@ class Engine:
         udp_idle_timeout_ms: int = 30000,
         return_source4: str | None = None,
         return_source6: str | None = None,
+        share_ports: bool = False,
+        networks: Sequence[tuple[str, int, bool]] = (),
     ) -> None: ...
     def start(self) -> None: ...
     @property
