@@ -71,7 +71,7 @@ class MirrorEngine:
         self._filter = f"reflector-{os.getpid()}-{id(self):x}"
         self._accepting = True
         self._packets, self._quiet_since = 0, 0.0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # of the BPF program, which one thread uses at a time
         self._final: list[dict[str, int]] | None = None
         self._stop_reading, self._stop_writing = -1, -1
         self._watch: threading.Thread | None = None
@@ -117,7 +117,8 @@ class MirrorEngine:
         """Refuse new connections; running ones go on."""
         self._accepting = False
         self._quiet_since = time.monotonic()
-        self._set_limits()
+        with self._lock:
+            self._set_limits()
         self._splice.stop_accepting()
 
     def wait(self, timeout: float) -> bool:
@@ -200,7 +201,8 @@ class MirrorEngine:
             if _readable(self._stop_reading):
                 return
             try:
-                self._sign()
+                with self._lock:
+                    self._sign()
                 if changed:
                     self._adapt(list_interfaces())
             except (OSError, StartError) as error:
@@ -225,16 +227,16 @@ class MirrorEngine:
         wanted = {i.index: i for i in _chosen(interfaces, self._settings.interface, self.mappings)}
         own = [address for interface in interfaces for address in interface.addresses]
         broadcasts = [address for one in interfaces for address in one.broadcasts]
-        self._mirror.set_never([_packed(address) for address in {*own, *broadcasts}])
-        self._mirror.set_routes(_routes(self.mappings, own))
         with self._lock:
+            self._mirror.set_never([_packed(address) for address in {*own, *broadcasts}])
+            self._mirror.set_routes(_routes(self.mappings, own))
             there = {interface.index for interface in interfaces}
             for index in [index for index in self._attached if index not in wanted]:
                 self._detach(index, is_gone=index not in there)
             for index, interface in wanted.items():
                 if index not in self._attached:
                     self._attach(interface)
-        self._sign()
+            self._sign()
 
     def _attach(self, interface: Interface) -> None:
         index, length = interface.index, interface.link_header_length or 0
@@ -242,9 +244,8 @@ class MirrorEngine:
             self._mirror.attach(index, length)
             how = _BY_TCX
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            if error.errno != errno.EOPNOTSUPP:
                 raise
-            self._mirror.allow(index, length)
             if clsact.add_filter(index, self._mirror.program_fd, self._filter):
                 self._own_clsact.add(index)
             how = _BY_CLSACT

@@ -109,8 +109,8 @@ def test_dig_asks_the_nodes_own_dns_server(site: Site, tmp_path: Path) -> None:
         assert on_node(site, *query).strip() == "192.0.2.99"
     finally:
         server.end()
-    with pytest.raises(AssertionError, match="connection refused"):  # at once, not after 3 seconds
-        on_node(site, *query)
+    told = on_node(site, "sh", "-c", f"{' '.join(query)} || true")
+    assert "connection refused" in told  # at once, and not after three seconds
 
 
 @needs("iperf3")
@@ -129,7 +129,7 @@ def test_iperf3_streams_both_ways(
                     "ethtool", "-K", "v0", "tx", "off", "tso", "off", "gso", "off", "gro", "off"
                 )
     with site.node:
-        server = Program(["iperf3", "-s", "-p", str(WEB)], tmp_path / "iperf3.log")
+        server = Program(["iperf3", "-s", "--forceflush", "-p", str(WEB)], tmp_path / "iperf3.log")
     try:
         server.wait_output("listening")
         told = on_node(site, "iperf3", "-c", HOST, "-p", str(WEB_PORT), "-n", "50M", *direction)
