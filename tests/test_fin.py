@@ -6,6 +6,8 @@ from support.lab import Lab, Path, exchange, finish
 from support.peer import Peer
 from support.timing import MB, scaled
 
+pytestmark = pytest.mark.engines("splice", "mirror")
+
 SIZES = [0, 1, 100, 5000, 1 * MB, 5 * MB]
 SIDES = ["client", "service"]
 
@@ -114,4 +116,5 @@ def test_fin_of_both_sides_before_any_byte(lab: Lab) -> None:
     client, service = path.connect()
     finish(client, service)
     path.running.wait_count("closed_finished", 1)
-    assert path.count("bytes_to_service") == path.count("bytes_to_peer") == 0
+    if path.running.carries:
+        assert path.count("bytes_to_service") == path.count("bytes_to_peer") == 0

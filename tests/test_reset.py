@@ -8,6 +8,8 @@ from support.lab import Lab, Path, exchange
 from support.peer import Ending, Peer, Seen
 from support.timing import MB, scaled
 
+pytestmark = pytest.mark.engines("splice", "mirror")
+
 SIDES = ["client", "service"]
 SIZES = [0, 1, 100, 1 * MB, 5 * MB]
 
@@ -220,4 +222,5 @@ def test_rst_from_both_sides_at_once_leaves_nothing(lab: Lab) -> None:
         client.rst()
         service.rst()
     path.running.wait_idle()
-    assert path.count("closed_reset_by_peer") + path.count("closed_reset_by_service") == 100
+    if path.running.carries:
+        assert path.count("closed_reset_by_peer") + path.count("closed_reset_by_service") == 100

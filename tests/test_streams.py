@@ -11,6 +11,8 @@ from support.leaks import assert_no_spin, pss_bytes, under_sanitizer
 from support.peer import Peer
 from support.timing import MB, patience, scaled
 
+pytestmark = pytest.mark.engines("splice", "mirror")
+
 SIDES = ["client", "service"]
 
 
@@ -28,8 +30,9 @@ def test_two_hundred_megabytes_one_way(lab: Lab, side: str) -> None:
     sender.expect_fin()
     counter = "bytes_to_service" if side == "client" else "bytes_to_peer"
     path.running.wait_count(counter, size)
-    assert path.count("bytes_spliced") > size // 2
-    assert path.count("bytes_spliced") + path.count("bytes_copied") == size
+    if path.running.carries:
+        assert path.count("bytes_spliced") > size // 2
+        assert path.count("bytes_spliced") + path.count("bytes_copied") == size
 
 
 def test_both_ways_at_once(lab: Lab) -> None:
@@ -180,7 +183,7 @@ def test_a_thousand_connections_at_once(lab: Lab) -> None:
     for _ in range(count):
         service = path.service.accept()
         accepted[service.read(6)] = service
-    assert path.count("active") == count
+    assert path.count("active") == (count if path.running.carries else 0)
     for number, client in enumerate(pairs):
         exchange(client, accepted[b"%06d" % number])
     for number, client in enumerate(pairs):
@@ -243,6 +246,7 @@ def test_fat_streams_share_one_worker(lab: Lab) -> None:
     assert min(moved) > sum(moved) / len(moved) / 20
 
 
+@pytest.mark.engines("splice")
 def test_connections_from_many_addresses(lab: Lab) -> None:
     service = lab.serve("0.0.0.0")
     running = lab.reflector(f"127.0.0.3:0:{service.port}")

@@ -9,6 +9,8 @@ from support.leaks import assert_no_spin
 from support.peer import Peer
 from support.timing import MB, scaled
 
+pytestmark = pytest.mark.engines("splice", "mirror")
+
 SIDES = ["client", "service"]
 
 
@@ -37,7 +39,7 @@ def test_urgent_byte_arrives_as_urgent(lab: Lab, side: str, before: bytes, after
     exchange(sender, receiver)
     sender.fin()
     receiver.expect_fin()
-    assert path.count("urgent_bytes") == 1
+    path.running.wait_count("urgent_bytes", 1)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -167,7 +169,7 @@ def test_urgent_bytes_one_at_a_time_all_arrive_as_urgent(lab: Lab, side: str) ->
         sender.urgent(bytes((65 + number,)))
         assert receiver.read_urgent() == bytes((65 + number,))
         exchange(sender, receiver, b"in between")
-    assert path.count("urgent_bytes") == 30
+    path.running.wait_count("urgent_bytes", 30)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -183,8 +185,9 @@ def test_urgent_byte_within_a_bulk_stream(lab: Lab, side: str) -> None:
         sender.urgent(b"!")
         sender.send(data[half:])
         sender.fin()
-    assert path.count("urgent_bytes") == 1
-    assert path.count("bytes_spliced") > 0
+    if path.running.carries:
+        assert path.count("urgent_bytes") == 1
+        assert path.count("bytes_spliced") > 0
     assert_no_spin()
 
 

@@ -38,6 +38,9 @@ StartEngine = Callable[..., Any]
 class Running:
     """A reflector that runs in this process, with what the leak check has to know about it."""
 
+    #: whether connections are its own, so that it counts their bytes and their ends
+    carries = True
+
     def __init__(self, start: StartEngine, mappings: Sequence[str], settings: dict[str, Any]):
         before = thread_ids()
         self.reflector = start(mappings, **settings)

@@ -20,6 +20,8 @@ _KNOWN = ("accepted", "legs_connected", "legs_refused", "legs_unreachable")
 class MirrorRunning(Running):
     """A reflector with the mirror engine; of its counters only some count connections."""
 
+    carries = False
+
     def wait_count(self, name: str, value: int) -> None:
         """Wait until a counter has reached `value`, if it is one that this engine has."""
         if name in _KNOWN:
