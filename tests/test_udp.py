@@ -427,6 +427,16 @@ def test_own_port_is_refused_for_peers_on_this_host(lab: Lab) -> None:
         running.wait_count("datagrams_to_service", 0)
 
 
+def test_service_that_would_talk_to_itself_is_refused(way: MakeWay) -> None:
+    """One forged datagram would keep an echo service busy for ever, and the reflector with it."""
+    one = way()
+    one.service.send(b"echo", one.target)
+    one.wait_count("limited_loop", 1)
+    one.service.expect_none(0.1)
+    one.wait_count("datagrams_dropped", 1)
+    one.ask(one.end())
+
+
 def test_same_number_of_the_other_protocol_is_no_loop(lab: Lab, way: MakeWay) -> None:
     one = way()
     lab.reflector(f"{REFLECTOR}:{one.service.port}:{one.target[1]}")

@@ -290,6 +290,34 @@ def test_facing_reflectors_on_two_hosts_stay_bounded(
     assert one.count("limited_loop") == other.count("limited_loop") == 0
 
 
+def test_datagram_between_facing_reflectors_dies_of_its_hops(
+    lab: Lab, namespace: MakeNamespace, ends: list[Udp]
+) -> None:
+    """However many hops it starts with, and however many sessions a source may have."""
+    left, right = namespace("left"), namespace("right")
+    join(left, "v0", right, "v0")
+    left.ip("address add 10.7.0.1/24 dev v0")
+    right.ip("address add 10.7.0.2/24 dev v0")
+    left.ip("address add fd00::1/64 dev v0 nodad")
+    right.ip("address add fd00::2/64 dev v0 nodad")
+    with left:
+        one = lab.reflector("7022/udp", udp_idle_timeout=IDLE)
+    with right:
+        other = lab.reflector("7022/udp", udp_idle_timeout=IDLE)
+    with left:
+        ends += [Udp("10.7.0.1"), Udp("fd00::1")]
+    ends[0].sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 255)
+    ends[1].sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
+    for times, target in ((1, "10.7.0.2"), (2, "fd00::2")):
+        ends[times - 1].send(b"round", (target, 7022))
+        wait_until(
+            lambda times=times: one.count("limited_loop") + other.count("limited_loop") == times,
+            "the end of it",
+        )
+        passed = one.count("datagrams_to_service") + other.count("datagrams_to_service")
+        assert passed == times * 64
+
+
 def test_session_that_would_be_its_own_service_is_refused(
     lab: Lab, namespace: MakeNamespace, ends: list[Udp]
 ) -> None:
