@@ -11,7 +11,8 @@
 /* Room for what an IPv6 socket on all addresses tells of a datagram, of either family. */
 union control {
     struct cmsghdr header; /* aligns it */
-    char bytes[CMSG_SPACE(sizeof(struct in6_pktinfo)) + CMSG_SPACE(sizeof(struct in_pktinfo))];
+    char bytes[CMSG_SPACE(sizeof(struct in6_pktinfo)) + CMSG_SPACE(sizeof(struct in_pktinfo)) +
+               CMSG_SPACE(sizeof(int))];
 };
 
 struct rf_datagrams {
@@ -44,7 +45,7 @@ void rf_datagrams_free(struct rf_datagrams *datagrams)
     free(datagrams);
 }
 
-int rf_datagrams_receive(struct rf_datagrams *datagrams, int fd, bool dialled)
+int rf_datagrams_receive(struct rf_datagrams *datagrams, int fd, bool notes)
 {
     int n;
 
@@ -54,8 +55,8 @@ int rf_datagrams_receive(struct rf_datagrams *datagrams, int fd, bool dialled)
         datagrams->parts[i].iov_len = DATAGRAM_SIZE;
         header->msg_name = &datagrams->senders[i];
         header->msg_namelen = sizeof(datagrams->senders[i]);
-        header->msg_control = dialled ? &datagrams->controls[i] : NULL;
-        header->msg_controllen = dialled ? sizeof(datagrams->controls[i]) : 0;
+        header->msg_control = notes ? &datagrams->controls[i] : NULL;
+        header->msg_controllen = notes ? sizeof(datagrams->controls[i]) : 0;
     }
     n = recvmmsg(fd, datagrams->messages, RF_DATAGRAM_BATCH, MSG_DONTWAIT, NULL);
     if (n < 0)
@@ -68,6 +69,23 @@ int rf_datagrams_receive(struct rf_datagrams *datagrams, int fd, bool dialled)
 const union rf_address *rf_datagrams_sender(const struct rf_datagrams *datagrams, unsigned i)
 {
     return &datagrams->senders[i];
+}
+
+unsigned rf_datagrams_hops(struct rf_datagrams *datagrams, unsigned i)
+{
+    struct msghdr *header = &datagrams->messages[i].msg_hdr;
+
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c; c = CMSG_NXTHDR(header, c)) {
+        bool v4 = c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TTL;
+        bool v6 = c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_HOPLIMIT;
+        int hops;
+
+        if (!v4 && !v6)
+            continue;
+        memcpy(&hops, CMSG_DATA(c), sizeof(hops));
+        return (unsigned)hops;
+    }
+    return 0;
 }
 
 static bool read_v4(const struct cmsghdr *control, union rf_address *ret_dialled)

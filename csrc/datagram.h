@@ -24,18 +24,21 @@ int rf_datagrams_new(struct rf_datagrams **ret_datagrams);
 void rf_datagrams_free(struct rf_datagrams *datagrams);
 
 /*
- * Receives what is there, up to a batch. dialled: the socket is on all
- * addresses and tells which one each was sent to. The number, or -errno, an
- * error that the socket had pending among them.
+ * Receives what is there, up to a batch. notes: the socket is a listener's,
+ * which tells what the two functions below read. The number, or -errno, an error
+ * that the socket had pending among them.
  */
-int rf_datagrams_receive(struct rf_datagrams *datagrams, int fd, bool dialled);
+int rf_datagrams_receive(struct rf_datagrams *datagrams, int fd, bool notes);
 
 /* Who sent datagram i, as the kernel gives it: of an IPv6 socket, IPv4 is v4-mapped. */
 const union rf_address *rf_datagrams_sender(const struct rf_datagrams *datagrams, unsigned i);
 
+/* How many hops datagram i had left (TTL, hop limit); 0: not told. */
+unsigned rf_datagrams_hops(struct rf_datagrams *datagrams, unsigned i);
+
 /*
- * The local address that datagram i was sent to, its port 0. False where that is
- * not one of ours: broadcast or multicast.
+ * The local address that datagram i was sent to, its port 0, of a listener on
+ * all addresses. False where that is not one of ours: broadcast or multicast.
  */
 bool rf_datagrams_dialled(struct rf_datagrams *datagrams, unsigned i,
                           union rf_address *ret_dialled);

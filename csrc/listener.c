@@ -37,7 +37,7 @@ static int failed(int fd, const char *syscall, const char **ret_syscall)
 /* What a TCP or a UDP socket needs before it is bound. */
 static int prepare(int fd, const union rf_address *address, bool udp)
 {
-    bool tells_address = udp && rf_address_is_wildcard(address);
+    bool v6 = address->any.sa_family == AF_INET6;
 
     if (!udp) {
         set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
@@ -47,12 +47,15 @@ static int prepare(int fd, const union rf_address *address, bool udp)
     /* Not SO_REUSEADDR: on UDP it shares the port with whoever sets it too. */
     set(fd, SOL_SOCKET, SO_RCVBUF, UDP_SOCKET_BUFFER);
     set(fd, SOL_SOCKET, SO_SNDBUF, UDP_SOCKET_BUFFER);
-    if (!tells_address)
+    /* An IPv6 socket tells of IPv4 datagrams by the options of IPv4. */
+    if (set(fd, IPPROTO_IP, IP_RECVTTL, 1) < 0 ||
+        (v6 && set(fd, IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1) < 0))
+        return -1;
+    if (!rf_address_is_wildcard(address))
         return 0;
-    /* An IPv6 socket tells of IPv4 datagrams by the option of IPv4. */
     if (set(fd, IPPROTO_IP, IP_PKTINFO, 1) < 0)
         return -1;
-    return address->any.sa_family == AF_INET6 ? set(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1) : 0;
+    return v6 ? set(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1) : 0;
 }
 
 static int open_one(union rf_address *address, bool udp, enum way way, int *ret_fd,

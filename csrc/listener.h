@@ -5,8 +5,9 @@
  * is opened or closed.
  *
  * What an accepted socket inherits is set here once, instead of at every
- * accept: TCP_NODELAY and SO_OOBINLINE. A UDP socket on all addresses is set to
- * tell which one each datagram was sent to (datagram.h).
+ * accept: TCP_NODELAY and SO_OOBINLINE. A UDP socket is set to tell of each
+ * datagram how many hops it had left and, on all addresses, which one it was
+ * sent to (datagram.h).
  */
 #ifndef RF_LISTENER_H
 #define RF_LISTENER_H

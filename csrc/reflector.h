@@ -78,7 +78,7 @@ struct rf_failure {
     X(LEGS_STOPPED, "legs_stopped", "return legs cut short: the engine was stopped")              \
     X(LIMITED_SOURCE, "limited_source", "... because the peer had too many connections")          \
     X(LIMITED_DENIED, "limited_denied", "... because the peer's network is denied")               \
-    X(LIMITED_LOOP, "limited_loop", "... because the leg would come back to a reflector port")    \
+    X(LIMITED_LOOP, "limited_loop", "... because the leg would lead round in a loop")             \
     X(LIMITED_RESOURCES, "limited_resources", "... because descriptors, ports or memory ran out") \
     X(BYTES_TO_SERVICE, "bytes_to_service", "bytes passed from the peer to its service")          \
     X(BYTES_TO_PEER, "bytes_to_peer", "bytes passed from the service to the peer")                \

@@ -14,6 +14,9 @@
 /* Notes of one socket's errors read at a turn; the kernel tells of more again. */
 #define ERRORS_MAX 64U
 
+/* The usual one (ip(7), ip_default_ttl): who begins with more gains nothing by it. */
+#define HOPS_MAX 64U
+
 void rf_session_end(struct rf_worker *worker, struct rf_session *session,
                     enum rf_counter reason)
 {
@@ -86,11 +89,12 @@ static bool connected_to_itself(int fd, const union rf_address *source,
            rf_address_port(&own) == rf_address_port(destination);
 }
 
-static int open_leg(struct rf_worker *worker, struct rf_session *session,
+static int open_leg(struct rf_worker *worker, struct rf_session *session, int hops,
                     const union rf_address *source, const union rf_address *destination)
 {
     static const int on = 1;
     bool v4 = destination->any.sa_family == AF_INET;
+    int level = v4 ? IPPROTO_IP : IPPROTO_IPV6;
     union rf_address any_port = *source;
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = RF_SESSION_NUMBER | session->index};
     int fd;
@@ -100,7 +104,8 @@ static int open_leg(struct rf_worker *worker, struct rf_session *session,
         return -errno;
     session->fd = fd;
     /* Without it a host that is not there is not told: the kernel calls that transient (ip(7)). */
-    setsockopt(fd, v4 ? IPPROTO_IP : IPPROTO_IPV6, v4 ? IP_RECVERR : IPV6_RECVERR, &on, sizeof(on));
+    setsockopt(fd, level, v4 ? IP_RECVERR : IPV6_RECVERR, &on, sizeof(on));
+    setsockopt(fd, level, v4 ? IP_TTL : IPV6_UNICAST_HOPS, &hops, sizeof(hops));
     rf_address_set_port(&any_port, 0);
     if (bind(fd, &any_port.any, rf_address_length(source)) < 0)
         return errno == EADDRNOTAVAIL ? -ENETUNREACH : -errno; /* the address is no longer ours */
@@ -131,15 +136,27 @@ static void turn_away(struct rf_worker *worker, uint32_t source, enum rf_counter
     rf_admission_leave(worker->admission);
 }
 
-/* True when the leg would come back to a reflector of this host, and from there for ever. */
+/*
+ * True when the leg would come back to a reflector of this host, and from there
+ * for ever; or when the peer is the service itself: no client has its port, but
+ * with one forged datagram of that source an echo service would talk to itself,
+ * through us, without end.
+ */
 static bool would_loop(const struct rf_target *target, const union rf_address *peer,
                        const union rf_address *dialled)
 {
-    return target->loops && (rf_address_same_host(peer, dialled) || rf_route_is_local(peer));
+    return rf_address_port(peer) == target->return_port ||
+           (target->loops && (rf_address_same_host(peer, dialled) || rf_route_is_local(peer)));
+}
+
+/* What a session's datagrams start with, where their peer's had `hops` left. */
+static int hops_onward(unsigned hops)
+{
+    return hops == 0 || hops > HOPS_MAX ? (int)HOPS_MAX : (int)hops - 1;
 }
 
 struct rf_session *rf_session_open(struct rf_worker *worker, const struct rf_session_key *key,
-                                   union rf_address *peer)
+                                   union rf_address *peer, unsigned hops)
 {
     const struct rf_target *target = &worker->settings->targets[key->target];
     struct rf_session *session;
@@ -156,7 +173,7 @@ struct rf_session *rf_session_open(struct rf_worker *worker, const struct rf_ses
         turn_away(worker, source, RF_LIMITED_SOURCE);
         return NULL;
     }
-    if (would_loop(target, peer, key->dialled)) {
+    if (hops == 1 || would_loop(target, peer, key->dialled)) {
         turn_away(worker, source, RF_LIMITED_LOOP);
         return NULL;
     }
@@ -169,7 +186,7 @@ struct rf_session *rf_session_open(struct rf_worker *worker, const struct rf_ses
     rf_count(worker, RF_ACTIVE, 1);
     rf_admission_begin_session(worker->admission);
     rf_address_set_port(peer, target->return_port);
-    r = open_leg(worker, session, leg_source(worker, key->dialled), peer);
+    r = open_leg(worker, session, hops_onward(hops), leg_source(worker, key->dialled), peer);
     if (r < 0) {
         fail_leg(worker, session, -r);
         return NULL;

@@ -23,10 +23,12 @@ struct rf_worker;
 
 /*
  * A session for a new peer, or NULL: limited or its leg failed, and counted.
- * peer: the key's as plain IPv4 or IPv6; its port is changed.
+ * peer: the key's as plain IPv4 or IPv6; its port is changed. hops: what its
+ * datagram had left; what it is passed on with is less, so that reflectors that
+ * lead to each other cannot pass one on for ever.
  */
 struct rf_session *rf_session_open(struct rf_worker *worker, const struct rf_session_key *key,
-                                   union rf_address *peer);
+                                   union rf_address *peer, unsigned hops);
 
 /* The one destructor; the leg has been counted. */
 void rf_session_end(struct rf_worker *worker, struct rf_session *session,

@@ -64,7 +64,7 @@ static struct rf_session *session_of(struct rf_worker *worker, uint32_t number, 
     session = rf_sessions_find(&worker->udp->sessions, &key);
     if (session || worker->closing || is_nobody(&peer, &dialled))
         return session;
-    return rf_session_open(worker, &key, &peer);
+    return rf_session_open(worker, &key, &peer, rf_datagrams_hops(datagrams, i));
 }
 
 /* Of one peer, and sent to the same address. */
@@ -94,19 +94,20 @@ static void to_service(struct rf_worker *worker, struct rf_session *session, uns
     rf_count(worker, RF_BYTES_TO_SERVICE, sent.bytes);
     rf_count(worker, RF_BYTES_COPIED, sent.bytes);
     rf_sessions_touch(&worker->udp->sessions, session, worker->now_ms);
-    rf_session_note_error(worker, session, sent.error);
+    /* A refusal came by ICMP and is in the error queue too: answers before it are read first. */
+    if (sent.error != ECONNREFUSED)
+        rf_session_note_error(worker, session, sent.error);
 }
 
 /* One batch; whatever is left is told again, after everybody else's turn. */
 static void from_peers(struct rf_worker *worker, uint32_t number)
 {
-    bool wildcard = worker->settings->targets[number].wildcard;
     unsigned count, end;
     int n;
 
     if (worker->udp->closed)
         return; /* told before */
-    n = rf_datagrams_receive(worker->udp->datagrams, worker->listener_fds[number], wildcard);
+    n = rf_datagrams_receive(worker->udp->datagrams, worker->listener_fds[number], true);
     count = n > 0 ? (unsigned)n : 0;
     for (unsigned i = 0; i < count; i = end) {
         struct rf_session *session = session_of(worker, number, i);
@@ -153,12 +154,17 @@ static void to_peer(struct rf_worker *worker, struct rf_session *session, unsign
     rf_sessions_touch(&worker->udp->sessions, session, worker->now_ms);
 }
 
-/* One batch, as above. Returns an error that the socket had to tell instead, or 0. */
+/* One batch, as above. Returns an error that the socket had to tell first, or 0. */
 static int from_service(struct rf_worker *worker, struct rf_session *session)
 {
-    int n = rf_datagrams_receive(worker->udp->datagrams, session->fd, false);
-    unsigned count = n > 0 ? (unsigned)n : 0;
-    unsigned first = 0;
+    struct rf_datagrams *datagrams = worker->udp->datagrams;
+    int n = rf_datagrams_receive(datagrams, session->fd, false);
+    int error = n < 0 ? -n : 0;
+    unsigned count, first = 0;
+
+    if (error != 0 && error != EAGAIN) /* told once, in place of the datagrams before it */
+        n = rf_datagrams_receive(datagrams, session->fd, false);
+    count = n > 0 ? (unsigned)n : 0;
 
     for (unsigned i = 0; i <= count; i++) {
         if (i < count && is_of_service(worker, session, i))
@@ -169,7 +175,7 @@ static int from_service(struct rf_worker *worker, struct rf_session *session)
             rf_count(worker, RF_DATAGRAMS_DROPPED, 1);
         first = i + 1;
     }
-    return n < 0 ? -n : 0;
+    return error;
 }
 
 static void session_event(struct rf_worker *worker, uint32_t index, uint32_t events)

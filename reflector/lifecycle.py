@@ -142,7 +142,7 @@ def _troubles(before: Stats, now: Stats, engine: Engine, settings: Settings) -> 
     if count := now.limited_loop - before.limited_loop:
         yield (
             f"{_connections(count)} reset as a loop (a peer on this host must not return to a "
-            f"reflecting port)"
+            f"reflecting port, nor a UDP service to itself)"
         )
     if count := now.limited_rate - before.limited_rate:
         yield f"{_connections(count)} reset, more than the rate allows (--rate, --rate-per-source)"
