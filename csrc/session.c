@@ -6,6 +6,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "networks.h"
 #include "route.h"
 #include "sys.h"
 #include "udp.h"
@@ -24,7 +25,7 @@ void rf_session_end(struct rf_worker *worker, struct rf_session *session,
 
     if (session->fd >= 0) {
         if (!worker->own_table) {
-            /* A forked child may hold the socket too: closing would leave it in epoll, and bound. */
+            /* A forked child may hold it too: closing would leave it in epoll, and bound. */
             epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, session->fd, NULL);
             rf_sys_reset(session->fd);
         }
@@ -127,11 +128,16 @@ static const union rf_address *leg_source(const struct rf_worker *worker,
 }
 
 /* Counts a session that is not opened as TCP counts a connection that it resets. */
-static void turn_away(struct rf_worker *worker, uint32_t source, enum rf_counter why)
+static void count_limited(struct rf_worker *worker, enum rf_counter why)
 {
     rf_count(worker, RF_LEGS_LIMITED, 1);
     rf_count(worker, why, 1);
     rf_count(worker, RF_CLOSED_LEG_FAILED, 1);
+}
+
+static void turn_away(struct rf_worker *worker, uint32_t source, enum rf_counter why)
+{
+    count_limited(worker, why);
     rf_admission_leave_source(worker->admission, source);
     rf_admission_leave(worker->admission);
 }
@@ -159,10 +165,16 @@ struct rf_session *rf_session_open(struct rf_worker *worker, const struct rf_ses
                                    union rf_address *peer, unsigned hops)
 {
     const struct rf_target *target = &worker->settings->targets[key->target];
+    const struct rf_networks *networks = worker->settings->networks;
     struct rf_session *session;
     uint32_t source;
     int r;
 
+    if (networks && !rf_networks_allow(networks, peer)) {
+        rf_count(worker, RF_ACCEPTED, 1);
+        count_limited(worker, RF_LIMITED_DENIED);
+        return NULL;
+    }
     if (!rf_admission_try_enter(worker->admission)) {
         rf_count(worker, RF_DATAGRAMS_LIMITED, 1);
         return NULL;

@@ -465,6 +465,14 @@ def test_reflectors_that_lead_to_each_other_stay_bounded(lab: Lab) -> None:
     peer.close()
 
 
+def test_denied_peers_datagrams_are_dropped_and_counted(way: MakeWay) -> None:
+    here = way(deny=[f"{NODE}/32"])
+    here.end().sock.sendto(b"ping", here.target)
+    here.wait_count("limited_denied", 1)
+    assert here.count("datagrams_to_service") == 0
+    assert here.count("legs_limited") == 1
+
+
 def test_source_port_0_is_dropped(way: MakeWay) -> None:
     """Nobody can be answered there (RFC 768: no reply is expected)."""
     one = way()
