@@ -81,11 +81,11 @@ static const union rf_address *leg_source(const struct rf_worker *worker,
     return dialled;
 }
 
-static void drop_for_want_of_memory(struct rf_worker *worker, int fd)
+/* Resets a client before it takes a slot, which would cost the slot its spare leg. */
+static void drop(struct rf_worker *worker, int fd, enum rf_counter why)
 {
-    rf_worker_pause(worker);
     rf_count(worker, RF_LEGS_LIMITED, 1);
-    rf_count(worker, RF_LIMITED_RESOURCES, 1);
+    rf_count(worker, why, 1);
     rf_count(worker, RF_CLOSED_LEG_FAILED, 1);
     rf_sys_reset(fd);
     close(fd);
@@ -102,12 +102,19 @@ static void turn_away(struct rf_worker *worker, struct rf_conn *conn, enum rf_co
 static void admit(struct rf_worker *worker, const struct rf_target *target, int fd,
                   union rf_address *peer)
 {
-    struct rf_conn *conn = rf_slab_get(&worker->conns);
+    const struct rf_networks *networks = worker->settings->networks;
+    struct rf_conn *conn;
     union rf_address dialled;
 
     rf_count(worker, RF_ACCEPTED, 1);
+    if (networks && !rf_networks_allow(networks, peer)) {
+        drop(worker, fd, RF_LIMITED_DENIED);
+        return;
+    }
+    conn = rf_slab_get(&worker->conns);
     if (!conn) {
-        drop_for_want_of_memory(worker, fd);
+        rf_worker_pause(worker);
+        drop(worker, fd, RF_LIMITED_RESOURCES);
         return;
     }
     rf_count(worker, RF_ACTIVE, 1);

@@ -5,6 +5,14 @@
 #include <stdbool.h>
 #include <unistd.h>
 
+#include "share.h"
+
+/* How a socket comes to its port. */
+enum way {
+    ALONE, /* nobody else may listen there; once it is bound, others may join */
+    JOIN,  /* beside those that share it already */
+};
+
 /* The kernel caps it at net.core.somaxconn. */
 #define BACKLOG 65535
 
@@ -23,7 +31,8 @@ static int failed(int fd, const char *syscall, const char **ret_syscall)
     return -error;
 }
 
-static int open_one(union rf_address *address, bool first, int *ret_fd, const char **ret_syscall)
+static int open_one(union rf_address *address, enum way way, int *ret_fd,
+                    const char **ret_syscall)
 {
     socklen_t length = sizeof(*address);
     int fd;
@@ -33,7 +42,7 @@ static int open_one(union rf_address *address, bool first, int *ret_fd, const ch
         return failed(fd, "socket", ret_syscall);
     if (set(fd, SOL_SOCKET, SO_REUSEADDR, 1) < 0)
         return failed(fd, "setsockopt", ret_syscall);
-    if (!first && set(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)
+    if (way == JOIN && set(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)
         return failed(fd, "setsockopt", ret_syscall);
     if (address->any.sa_family == AF_INET6 &&
         set(fd, IPPROTO_IPV6, IPV6_V6ONLY, !rf_address_is_wildcard(address)) < 0)
@@ -43,24 +52,45 @@ static int open_one(union rf_address *address, bool first, int *ret_fd, const ch
     if (bind(fd, &address->any, rf_address_length(address)) < 0)
         return failed(fd, "bind", ret_syscall);
     /* After bind: the others may share the port from here on. */
-    if (first && set(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)
+    if (way == ALONE && set(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)
         return failed(fd, "setsockopt", ret_syscall);
-    if (first && getsockname(fd, &address->any, &length) < 0)
+    if (way == ALONE && getsockname(fd, &address->any, &length) < 0)
         return failed(fd, "getsockname", ret_syscall);
     *ret_fd = fd;
     return 0;
 }
 
-int rf_listener_open(union rf_address *address, int *ret_fds, uint32_t count,
+/* The first socket of a port: alone, or beside another reflector if both share. */
+static int open_first(union rf_address *address, bool share, int *ret_fd, const char **ret_syscall)
+{
+    int r = open_one(address, ALONE, ret_fd, ret_syscall);
+
+    if (r != -EADDRINUSE || !share)
+        return r;
+    r = open_one(address, JOIN, ret_fd, ret_syscall);
+    if (r == 0 && !rf_share_allowed(address)) {
+        errno = EADDRINUSE;
+        r = failed(*ret_fd, "bind", ret_syscall);
+        *ret_fd = -1;
+    }
+    return r;
+}
+
+int rf_listener_open(union rf_address *address, bool share, int *ret_fds, uint32_t count,
                      const char **ret_syscall)
 {
     uint32_t opened;
     int r = 0;
 
     for (opened = 0; opened < count; opened++) {
-        r = open_one(address, opened == 0, &ret_fds[opened], ret_syscall);
+        if (opened == 0)
+            r = open_first(address, share, &ret_fds[opened], ret_syscall);
+        else
+            r = open_one(address, JOIN, &ret_fds[opened], ret_syscall);
         if (r < 0)
             break;
+        if (share)
+            rf_share_mark(ret_fds[opened]);
     }
     for (uint32_t i = 0; r == 0 && i < count; i++)
         if (listen(ret_fds[i], BACKLOG) < 0) {

@@ -9,11 +9,13 @@
 #ifndef REFLECTOR_H
 #define REFLECTOR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #define RF_MAX_WORKERS 256
 #define RF_MAX_MAPPINGS 1024
+#define RF_MAX_NETWORKS (1U << 20)
 #define RF_MAX_CONNECTIONS (1U << 24)
 #define RF_MAX_TIMEOUT_MS (7U * 24 * 3600 * 1000)
 
@@ -27,16 +29,26 @@ struct rf_mapping {
     uint16_t return_port; /* 0: the same number as the port */
 };
 
+/* A network of peers, for example 192.0.2.0 and 24. IPv4 is written as IPv4, never v4-mapped. */
+struct rf_network {
+    const char *address; /* numeric, the first one of the network */
+    uint8_t length;      /* of the prefix, in bits */
+    bool allow;          /* whether its peers are served */
+};
+
 struct rf_options {
-    size_t size;                    /* sizeof(struct rf_options) */
-    uint32_t workers;               /* 0: one per usable CPU */
-    uint32_t max_connections;       /* over all workers; 0: what the descriptors carry */
-    uint32_t max_per_source;        /* per peer address, over all workers */
-    uint32_t connect_timeout_ms;    /* of the return leg */
-    uint32_t idle_timeout_ms;       /* no byte moved, both directions open */
-    uint32_t half_close_timeout_ms; /* no byte moved, one direction ended */
-    const char *return_source4;     /* address that IPv4 return legs leave from; */
-    const char *return_source6;     /* NULL: the one that the peer dialled */
+    size_t size;                       /* sizeof(struct rf_options) */
+    uint32_t workers;                  /* 0: one per usable CPU */
+    uint32_t max_connections;          /* over all workers; 0: what the descriptors carry */
+    uint32_t max_per_source;           /* per peer address, over all workers */
+    uint32_t connect_timeout_ms;       /* of the return leg */
+    uint32_t idle_timeout_ms;          /* no byte moved, both directions open */
+    uint32_t half_close_timeout_ms;    /* no byte moved, one direction ended */
+    bool share_ports;                  /* with other reflectors of this user that do so too */
+    const char *return_source4;        /* address that IPv4 return legs leave from; */
+    const char *return_source6;        /* NULL: the one that the peer dialled */
+    const struct rf_network *networks; /* the longest prefix decides; a peer in none is served, */
+    size_t networks_count;             /* unless any network is allowed */
 };
 
 /* Where a call failed, for a message that can name the mend. */
@@ -60,6 +72,7 @@ struct rf_failure {
     X(LEGS_LIMITED, "legs_limited", "return legs not tried: a limit of ours")                     \
     X(LEGS_STOPPED, "legs_stopped", "return legs cut short: the engine was stopped")              \
     X(LIMITED_SOURCE, "limited_source", "... because the peer had too many connections")          \
+    X(LIMITED_DENIED, "limited_denied", "... because the peer's network is denied")               \
     X(LIMITED_LOOP, "limited_loop", "... because the leg would come back to a reflector port")    \
     X(LIMITED_RESOURCES, "limited_resources", "... because descriptors, ports or memory ran out") \
     X(BYTES_TO_SERVICE, "bytes_to_service", "bytes passed from the peer to its service")          \
@@ -101,7 +114,8 @@ const char *rf_counter_name(unsigned counter);
 /*
  * Binds and listens on every mapping; nothing is accepted yet. On failure
  * nothing stays bound and *ret_failure says where it failed.
- * Errors: -EINVAL (an option out of range, an address that is none), -ENOMEM,
+ * Errors: -EINVAL (an option out of range, an address or a network that is none,
+ * a network both allowed and denied), -ENOMEM,
  * and whatever socket, setsockopt, bind and listen return.
  */
 int rf_engine_new(const struct rf_options *options, const struct rf_mapping *mappings,

@@ -59,10 +59,14 @@ int rf_settings_init(struct rf_settings *settings, const struct rf_options *opti
         .connect_timeout_ms = options->connect_timeout_ms,
         .idle_timeout_ms = options->idle_timeout_ms,
         .half_close_timeout_ms = options->half_close_timeout_ms,
+        .share_ports = options->share_ports,
     };
     r = set_return_source(settings, options->return_source4, AF_INET, ret_syscall);
     if (r == 0)
         r = set_return_source(settings, options->return_source6, AF_INET6, ret_syscall);
+    if (r < 0)
+        return r;
+    r = rf_networks_new(options->networks, options->networks_count, &settings->networks);
     if (r < 0)
         return r;
     settings->targets = calloc(mappings_count, sizeof(*settings->targets));
@@ -72,6 +76,8 @@ int rf_settings_init(struct rf_settings *settings, const struct rf_options *opti
 
 void rf_settings_fini(struct rf_settings *settings)
 {
+    rf_networks_free(settings->networks);
+    settings->networks = NULL;
     free(settings->targets);
     settings->targets = NULL;
     settings->targets_count = 0;
@@ -95,34 +101,34 @@ static bool find_loop(const struct rf_settings *settings, uint32_t start)
     return true;
 }
 
-static int open_wildcard(struct rf_target *target, uint16_t port, uint32_t workers, int *fds,
-                         const char **ret_syscall)
+static int open_wildcard(struct rf_target *target, uint16_t port, bool share, uint32_t workers,
+                         int *fds, const char **ret_syscall)
 {
     int r;
 
     target->wildcard = true;
     target->address.v6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(port)};
-    r = rf_listener_open(&target->address, fds, workers, ret_syscall);
+    r = rf_listener_open(&target->address, share, fds, workers, ret_syscall);
     if (r != -EAFNOSUPPORT && r != -EADDRNOTAVAIL)
         return r;
     *ret_syscall = NULL;
     target->address.v4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port)};
-    return rf_listener_open(&target->address, fds, workers, ret_syscall);
+    return rf_listener_open(&target->address, share, fds, workers, ret_syscall);
 }
 
-static int open_target(struct rf_target *target, const struct rf_mapping *mapping,
+static int open_target(struct rf_target *target, const struct rf_mapping *mapping, bool share,
                        uint32_t workers, int *fds, const char **ret_syscall)
 {
     int r;
 
     if (!mapping->address) {
-        r = open_wildcard(target, mapping->port, workers, fds, ret_syscall);
+        r = open_wildcard(target, mapping->port, share, workers, fds, ret_syscall);
     } else {
         r = rf_address_parse(mapping->address, mapping->port, &target->address);
         if (r < 0)
             return r;
         target->wildcard = rf_address_is_wildcard(&target->address);
-        r = rf_listener_open(&target->address, fds, workers, ret_syscall);
+        r = rf_listener_open(&target->address, share, fds, workers, ret_syscall);
     }
     if (r < 0)
         return r;
@@ -138,8 +144,8 @@ int rf_settings_listen(struct rf_settings *settings, const struct rf_mapping *ma
     int fds[RF_MAX_WORKERS];
 
     for (uint32_t i = 0; i < count; i++) {
-        int r = open_target(&settings->targets[i], &mappings[i], workers, fds,
-                            &ret_failure->syscall);
+        int r = open_target(&settings->targets[i], &mappings[i], settings->share_ports, workers,
+                            fds, &ret_failure->syscall);
 
         if (r < 0) {
             ret_failure->mapping = (int)i;

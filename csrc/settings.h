@@ -8,6 +8,7 @@
 #include <stdbool.h>
 
 #include "address.h"
+#include "networks.h"
 #include "reflector.h"
 
 /* A mapping as the workers see it: where it listens and where it returns to. */
@@ -22,8 +23,10 @@ struct rf_settings {
     uint32_t connect_timeout_ms;
     uint32_t idle_timeout_ms;
     uint32_t half_close_timeout_ms;
+    bool share_ports;
     bool has_return_source[2]; /* IPv4, IPv6 */
     union rf_address return_source[2];
+    struct rf_networks *networks; /* NULL: all peers are served */
     struct rf_target *targets; /* one a mapping */
     uint32_t targets_count;
 };

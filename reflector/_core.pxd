@@ -1,5 +1,5 @@
 # Mirrors csrc/reflector.h: what is there is declared here, and nothing else.
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "reflector.h" nogil:
@@ -14,6 +14,11 @@ cdef extern from "reflector.h" nogil:
         uint16_t port
         uint16_t return_port
 
+    struct rf_network:
+        const char *address
+        uint8_t length
+        bint allow
+
     struct rf_options:
         size_t size
         uint32_t workers
@@ -22,8 +27,11 @@ cdef extern from "reflector.h" nogil:
         uint32_t connect_timeout_ms
         uint32_t idle_timeout_ms
         uint32_t half_close_timeout_ms
+        bint share_ports
         const char *return_source4
         const char *return_source6
+        const rf_network *networks
+        size_t networks_count
 
     struct rf_failure:
         const char *syscall

@@ -13,6 +13,8 @@ class Engine:
         half_close_timeout_ms: int = 60000,
         return_source4: str | None = None,
         return_source6: str | None = None,
+        share_ports: bool = False,
+        networks: Sequence[tuple[str, int, bool]] = (),
     ) -> None: ...
     def start(self) -> None: ...
     @property

@@ -10,7 +10,7 @@ import os
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 cimport reflector._core as core
 
@@ -45,7 +45,8 @@ cdef class Engine:
     Each mapping is (numeric address or None for all of IPv4 and IPv6, port or 0
     for a free one, return port or 0 for the port itself). Times are in
     milliseconds; 0 workers means one per usable CPU, 0 connections as many as
-    the descriptors carry.
+    the descriptors carry. Each network is (numeric address, prefix length, whether
+    its peers are served).
 
     Raises OSError with `syscall` and `mapping` (an index, or -1) where the
     system says no or, EINVAL, a value is out of range; OverflowError for a
@@ -58,10 +59,11 @@ cdef class Engine:
     def __init__(self, mappings, *, uint32_t workers=0, uint32_t max_connections=0,
                  uint32_t max_per_source=512, uint32_t connect_timeout_ms=3000,
                  uint32_t idle_timeout_ms=600000, uint32_t half_close_timeout_ms=60000,
-                 return_source4=None, return_source6=None):
+                 return_source4=None, return_source6=None, bint share_ports=False, networks=()):
         cdef core.rf_failure failure
         cdef core.rf_options options
         cdef core.rf_mapping *table
+        cdef core.rf_network *peers
         cdef bytes source4 = encode(return_source4)
         cdef bytes source6 = encode(return_source6)
         cdef size_t count
@@ -78,16 +80,25 @@ cdef class Engine:
         options.connect_timeout_ms = connect_timeout_ms
         options.idle_timeout_ms = idle_timeout_ms
         options.half_close_timeout_ms = half_close_timeout_ms
+        options.share_ports = share_ports
         options.return_source4 = pointer(source4)
         options.return_source6 = pointer(source6)
 
-        # Keeps the addresses alive that the table points to.
+        # Keep the addresses alive that the tables point to.
         encoded = [(encode(address), port, return_port) for address, port, return_port in mappings]
+        filters = [(encode(address), length, allow) for address, length, allow in networks]
         count = len(encoded)
+        options.networks_count = len(filters)
         table = <core.rf_mapping *>calloc(count + 1, sizeof(core.rf_mapping))
-        if table is NULL:
-            raise MemoryError
+        peers = <core.rf_network *>calloc(options.networks_count + 1, sizeof(core.rf_network))
+        options.networks = peers
         try:
+            if table is NULL or peers is NULL:
+                raise MemoryError
+            for i in range(options.networks_count):
+                peers[i].address = pointer(filters[i][0])
+                peers[i].length = <uint8_t>filters[i][1]
+                peers[i].allow = filters[i][2]
             for i in range(count):
                 table[i].address = pointer(encoded[i][0])
                 table[i].port = <uint16_t>encoded[i][1]
@@ -96,6 +107,7 @@ cdef class Engine:
                 r = core.rf_engine_new(&options, table, count, &self.engine, &failure)
         finally:
             free(table)
+            free(peers)
         if r < 0:
             raise convert_error(r, &failure)
         self.mappings_count = count

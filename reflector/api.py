@@ -46,6 +46,10 @@ class Reflector:
     max_connections: connections at once, more wait in the backlog; None is what the open-file
         limit carries.
     max_per_source: connections at once from one address, more are reset.
+    allow: networks of peers to serve, such as ``192.0.2.0/24``; with any, all others are denied.
+    deny: networks of peers that are reset; of several that a peer is in, the smallest decides.
+    share_ports: let another reflector of the same user that has it too listen on the same ports,
+        and so take them over.
     connect_timeout: seconds; the peer is reset when its return leg takes longer.
     idle_timeout: seconds; reset when no byte has moved for that long.
     half_close_timeout: seconds; the same, once one side has ended.
@@ -63,6 +67,9 @@ class Reflector:
         workers: int | None = Settings.workers,
         max_connections: int | None = Settings.max_connections,
         max_per_source: int = Settings.max_per_source,
+        allow: str | Iterable[str] = Settings.allow,
+        deny: str | Iterable[str] = Settings.deny,
+        share_ports: bool = Settings.share_ports,
         connect_timeout: float = Settings.connect_timeout,
         idle_timeout: float = Settings.idle_timeout,
         half_close_timeout: float = Settings.half_close_timeout,
@@ -74,6 +81,9 @@ class Reflector:
             workers=workers,
             max_connections=max_connections,
             max_per_source=max_per_source,
+            allow=allow,
+            deny=deny,
+            share_ports=share_ports,
             connect_timeout=connect_timeout,
             idle_timeout=idle_timeout,
             half_close_timeout=half_close_timeout,

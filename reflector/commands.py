@@ -43,10 +43,20 @@ A MAPPING is {GRAMMAR}:
   [fe80::1%eth0]:10022:22 on a link-local one, with its interface
   0:22                    listen on a free port, told in the ready line
 
+Peers that --allow and --deny leave out are reset. With neither, all are served;
+with any --allow, only those in a network allowed. Of the networks that a peer
+is in, the smallest decides: --allow 192.0.2.0/24 --deny 192.0.2.7.
+
 Limits hold always. At --max-connections new connections wait until one ends.
 Past --max-per-source they are reset. A return leg that is refused, unreachable
 or slower than --connect-timeout resets its peer at once. What was refused or
 held up is logged, one line a second at most.
+
+To replace a running reflector, start both with --share-ports: start the new
+one, then SIGTERM the old one, which lets its connections end. The port is
+served all the time. Connections that are in their handshake with the old one
+as it stops accepting can be reset, unless sysctl net.ipv4.tcp_migrate_req=1
+(Linux 5.14) hands them to the new one: then none is.
 
 SIGTERM and SIGINT stop accepting, let running connections end until
 --drain-timeout and reset the rest; a second one ends it now. Exit codes:
@@ -122,6 +132,8 @@ def _setting_options() -> list[click.Parameter]:
             [setting.option],
             metavar=setting.kind.metavar,
             multiple=setting.kind.repeatable,
+            # None, not False: that would make the value of the others optional.
+            is_flag=setting.kind.is_flag or None,
             help=f"{setting.help}  [default: {setting.default_text}]",
         )
         for setting in SETTINGS.values()
@@ -143,6 +155,8 @@ def _one_line(error: click.ClickException, command: click.Command) -> str:
         return f"no such option: {error.option_name}{hint}"
     if isinstance(error, click.BadOptionUsage):
         setting = SETTINGS.get(error.option_name.removeprefix("--").replace("-", "_"))
+        if setting is not None and setting.kind.is_flag:
+            return f"{setting.option} takes no value"
         if setting is not None:
             return f"{setting.option} needs a value: {setting.kind.expects}"
     return " ".join(error.format_message().split())

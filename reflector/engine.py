@@ -1,6 +1,7 @@
 """What the rest of the program asks of an engine, and the splice engine over the C core."""
 
 import errno
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -28,8 +29,10 @@ class Stats:
     legs_limited: int
     #: cut short by a stop while they were connecting
     legs_stopped: int
-    #: why legs were limited: too many of one source, a loop, or descriptors, memory or ports short
+    #: why legs were limited: too many of one source, a network that is denied, a loop, or
+    #: descriptors, memory or ports short
     limited_source: int
+    limited_denied: int
     limited_loop: int
     limited_resources: int
     #: bytes carried each way; how many of them by splice(2) and by copying; urgent ones
@@ -123,11 +126,16 @@ class SpliceEngine:
                 connect_timeout_ms=_milliseconds(settings.connect_timeout),
                 idle_timeout_ms=_milliseconds(settings.idle_timeout),
                 half_close_timeout_ms=_milliseconds(settings.half_close_timeout),
+                share_ports=settings.share_ports,
+                networks=[
+                    *_networks(settings.allow, allow=True),
+                    *_networks(settings.deny, allow=False),
+                ],
                 return_source4=next((a for a in sources if ":" not in a), None),
                 return_source6=next((a for a in sources if ":" in a), None),
             )
         except OSError as error:
-            raise _start_error(error, mappings, sources) from error
+            raise _start_error(error, mappings, sources, shares=settings.share_ports) from error
         self.mappings = tuple(
             mapping.with_port(port)
             for mapping, port in zip(mappings, self._core.ports, strict=True)
@@ -163,18 +171,28 @@ class SpliceEngine:
         return Stats(**self._core.stats())
 
 
+def _networks(networks: tuple[str, ...], *, allow: bool) -> Iterator[tuple[str, int, bool]]:
+    for network in networks:
+        address, _, length = network.partition("/")
+        yield address, int(length), allow
+
+
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
 def _start_error(
-    error: OSError, mappings: tuple[Mapping, ...], sources: tuple[str, ...]
+    error: OSError,
+    mappings: tuple[Mapping, ...],
+    sources: tuple[str, ...],
+    *,
+    shares: bool = False,
 ) -> StartError:
     """Say in one line what the system refused, for which mapping, why, and the mend."""
     index = getattr(error, "mapping", -1)
     if 0 <= index < len(mappings):
         mapping = mappings[index]
-        reason = f"cannot listen on {mapping.listens_on}: {_mend_listening(error, mapping)}"
+        reason = f"cannot listen on {mapping.listens_on}: {_mend_listening(error, mapping, shares)}"
     elif error.errno == errno.EADDRNOTAVAIL and sources:
         reason = (
             f"return legs cannot leave from {' or '.join(sources)}: not an address of this host "
@@ -185,7 +203,13 @@ def _start_error(
     return StartError(reason, error.errno)
 
 
-def _mend_listening(error: OSError, mapping: Mapping) -> str:
+def _mend_listening(error: OSError, mapping: Mapping, shares: bool) -> str:
+    if error.errno == errno.EADDRINUSE and shares:
+        return (
+            f"port {mapping.port} is taken by a program that does not share it; only a reflector "
+            f"of this user that was started with --share-ports does "
+            f"(ss -ltnp 'sport = :{mapping.port}' shows who)"
+        )
     if error.errno == errno.EADDRINUSE:
         return (
             f"port {mapping.port} is taken; choose another or stop what holds it "

@@ -133,6 +133,8 @@ def _troubles(before: Stats, now: Stats, engine: Engine, settings: Settings) -> 
             f"{_connections(count)} reset, their source has {settings.max_per_source:,} already "
             f"(--max-per-source)"
         )
+    if count := now.limited_denied - before.limited_denied:
+        yield f"{_connections(count)} reset, their network is denied (--allow, --deny)"
     if count := now.limited_loop - before.limited_loop:
         yield (
             f"{_connections(count)} reset as a loop (a peer on this host must not return to a "

@@ -12,6 +12,7 @@ from typing import Any
 
 from reflector.errors import UsageError, quoted
 from reflector.mapping import parse_address
+from reflector.networks import EXPECTED, check_networks, parse_network
 
 
 class Kind:
@@ -19,6 +20,7 @@ class Kind:
 
     metavar = ""
     repeatable = False
+    is_flag = False
 
     @property
     def expects(self) -> str:
@@ -168,6 +170,62 @@ class _SourceAddresses(Kind):
 
 
 @dataclass(frozen=True)
+class _Networks(Kind):
+    """Networks of peers, without the order or the repetitions that they came in."""
+
+    metavar = "NETWORK"
+    repeatable = True
+
+    @property
+    def expects(self) -> str:
+        return EXPECTED
+
+    def read(self, text: str) -> str:
+        return parse_network(text)
+
+    def check(self, value: object) -> tuple[str, ...]:
+        if isinstance(value, str):
+            return (parse_network(value),)
+        if not isinstance(value, Iterable):
+            raise ValueError
+        networks = dict.fromkeys(self._named(item) for item in value)
+        return tuple(networks)
+
+    def show(self, value: Iterable[str]) -> str:
+        return ", ".join(value)
+
+    def _named(self, item: object) -> str:
+        try:
+            return parse_network(item)
+        except ValueError as error:
+            raise ValueError(f"{quoted(item)}: {str(error) or f'expected {EXPECTED}'}") from None
+
+
+@dataclass(frozen=True)
+class _Flag(Kind):
+    """On or off; on the command line an option without a value."""
+
+    is_flag = True
+
+    @property
+    def expects(self) -> str:
+        return "true or false"
+
+    def read(self, text: str) -> bool:
+        if text not in ("true", "false"):
+            raise ValueError
+        return text == "true"
+
+    def check(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    def show(self, value: bool) -> str:
+        return "true" if value else "false"
+
+
+@dataclass(frozen=True)
 class _Choice(Kind):
     """One word of a few."""
 
@@ -238,6 +296,27 @@ class Settings:
         512,
         "Connections at once from one address; more are reset. Bounds loops too.",
     )
+    allow: tuple[str, ...] = _setting(
+        _Networks(),
+        (),
+        "Serve the peers in NETWORK, such as 192.0.2.0/24; may be repeated. With any --allow, "
+        "peers in no network given are denied.",
+        otherwise="all peers",
+    )
+    deny: tuple[str, ...] = _setting(
+        _Networks(),
+        (),
+        "Reset the peers in NETWORK; may be repeated. Of several networks that a peer is in, the "
+        "smallest decides.",
+        otherwise="none",
+    )
+    share_ports: bool = _setting(
+        _Flag(),
+        False,
+        "Let another reflector of the same user that has this option too listen on the same "
+        "ports, and so take them over: start the new one, then stop the old one.",
+        otherwise="a port that is taken is an error",
+    )
     connect_timeout: float = _setting(
         _Duration(0.001, 3600), 3.0, "Reset when the peer has not taken the return leg by then."
     )
@@ -258,6 +337,9 @@ class Settings:
         _Choice(("debug", "info", "warning", "error")), "info", "Log this and what is graver."
     )
 
+    def __post_init__(self) -> None:
+        check_networks(self.allow, self.deny)
+
     @classmethod
     def from_keywords(cls, **values: object) -> "Settings":
         """Check keyword arguments; None stands for the default.
@@ -275,23 +357,30 @@ class Settings:
         return cls(**checked)
 
     @classmethod
-    def from_options(cls, texts: Mapping[str, str | tuple[str, ...] | None]) -> "Settings":
-        """Read the texts of command-line options; None and () stand for the default.
+    def from_options(cls, texts: Mapping[str, str | tuple[str, ...] | bool | None]) -> "Settings":
+        """Read the texts of command-line options; None, () and False stand for the default.
 
         Raises UsageError naming the option and what it may be.
         """
         checked = {}
         for name, given in texts.items():
             setting = SETTINGS[name]
-            if given is None or given == ():
+            if given in (None, (), False):
                 continue
+            shown = quoted(given)
             try:
-                if setting.kind.repeatable:
+                if isinstance(given, tuple):
+                    # One by one first, to name the one at fault.
+                    for text in given:
+                        shown = quoted(text)
+                        setting.kind.read(text)
+                    shown = " ".join(map(quoted, given))
+                    checked[name] = setting.kind.check(given)
+                elif isinstance(given, bool):
                     checked[name] = setting.kind.check(given)
                 else:
                     checked[name] = setting.kind.read(str(given))
             except ValueError as error:
-                shown = quoted(given) if isinstance(given, str) else " ".join(map(quoted, given))
                 raise _wrong(f"{setting.option} {shown}", error, setting.kind) from None
         return cls(**checked)
 

@@ -91,7 +91,8 @@ def disagreement(counts: dict[str, int]) -> str:
     """Why the counters of an idle engine contradict each other; empty when they agree."""
     legs = sum(counts[name] for name in LEGS)
     closed = sum(counts[name] for name in CLOSED)
-    limited = counts["limited_source"] + counts["limited_loop"] + counts["limited_resources"]
+    reasons = ("source", "denied", "loop", "resources")
+    limited = sum(counts[f"limited_{reason}"] for reason in reasons)
     if counts["accepted"] == legs == closed and limited == counts["legs_limited"]:
         return ""
     return f"accepted {counts['accepted']}, legs {legs}, closed {closed}, limited {limited}"
