@@ -89,6 +89,11 @@ def test_option_of_nonsense_is_named_with_what_it_may_be(name: str, text: str) -
     assert "\n" not in message
 
 
+def test_the_one_of_several_that_is_wrong_is_named() -> None:
+    with pytest.raises(UsageError, match=r"^--return-source 'node': expected"):
+        Settings.from_options({"return_source": ("127.0.0.1", "node")})
+
+
 @pytest.mark.parametrize(
     "texts",
     [
@@ -134,6 +139,11 @@ def test_return_source_of_both_families_is_kept() -> None:
         ("return_source", 5),
         ("return_source", [5]),
         ("log_level", 3),
+        ("allow", 5),
+        ("deny", [5]),
+        ("deny", "10.0.0.0/255.0.0.0"),
+        ("share_ports", 1),
+        ("share_ports", "yes"),
     ],
 )
 def test_keyword_of_nonsense_is_named_with_what_it_may_be(name: str, value: object) -> None:
@@ -145,6 +155,12 @@ def test_keyword_of_nonsense_is_named_with_what_it_may_be(name: str, value: obje
 def test_nothing_given_is_the_default() -> None:
     nothing = dict.fromkeys(SETTINGS)
     assert Settings.from_options(nothing) == Settings() == Settings.from_keywords(**nothing)
+
+
+def test_a_flag_is_on_or_off() -> None:
+    assert Settings.from_options({"share_ports": True}).share_ports is True
+    assert Settings.from_options({"share_ports": False}).share_ports is False
+    assert Settings.from_keywords(share_ports=True).share_ports is True
 
 
 def test_no_drain_at_all_is_a_setting_too() -> None:

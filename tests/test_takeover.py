@@ -142,14 +142,44 @@ def test_new_reflector_takes_over_under_load(tmp_path: Path) -> None:
     assert len(checks.failed) <= CHECKERS * WORKERS
 
 
+def set_migration(site: Namespace, value: str) -> None:
+    """Set whether handshakes go from a listener that closes to another one of the port."""
+    try:
+        site.sysctl("net/ipv4/tcp_migrate_req", value)
+    except OSError as error:
+        pytest.skip(f"no net.ipv4.tcp_migrate_req here: {error}")
+
+
+@pytest.mark.parametrize("migrates", [True, False])
+def test_handshake_with_the_old_one_is_reset_or_goes_to_the_new_one(
+    lab: Lab, namespace: Callable[[str], Namespace], migrates: bool
+) -> None:
+    """The peer's half of a handshake is held up until the old reflector has gone."""
+    site = namespace("site")
+    set_migration(site, "1" if migrates else "0")
+    with site:
+        old = lab.path(share_ports=True, workers=1)
+        site.reject(f"tcp dport {old.running.port} tcp flags & (syn | rst) == 0 drop")
+        client = old.dial()
+        client.send(b"held up")
+        new = lab.reflector(
+            f"{REFLECTOR}:{old.running.port}:{old.service.port}", share_ports=True, workers=1
+        )
+        assert old.running.reflector.drain(patience(10))
+        site.accept_all()
+        if migrates:
+            old.service.accept().expect(b"held up")
+        else:
+            client.expect_rst()
+    assert old.count("accepted") == 0
+    assert new.count("accepted") == int(migrates)
+
+
 def test_with_migration_in_the_kernel_not_one_check_is_lost(
     namespace: Callable[[str], Namespace], tmp_path: Path
 ) -> None:
     site = namespace("site")
-    try:
-        site.sysctl("net/ipv4/tcp_migrate_req", "1")
-    except OSError as error:
-        pytest.skip(f"no net.ipv4.tcp_migrate_req here: {error}")
+    set_migration(site, "1")
     for round_number in range(3):
         folder = tmp_path / str(round_number)
         folder.mkdir()
