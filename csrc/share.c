@@ -4,12 +4,14 @@
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
-#include <netinet/ip.h>
 #include <netinet/tcp.h>
 #include <string.h>
 #include <unistd.h>
 
-/* Attributes of linux/inet_diag.h that headers of manylinux2014 do not have. */
+/* What the headers of manylinux2014 do not have: of ip(7), and of linux/inet_diag.h. */
+#ifndef IP_BIND_ADDRESS_NO_PORT
+#define IP_BIND_ADDRESS_NO_PORT 24 /* Linux 4.2 */
+#endif
 #define ATTRIBUTE_V6ONLY 11
 #define ATTRIBUTE_OPTIONS 22 /* Linux 5.10 */
 
@@ -38,11 +40,12 @@ void rf_share_mark(int fd)
     (void)setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
 }
 
-static void read_listener(const struct nlmsghdr *header, struct listener *ret_listener)
+static void read_listener(struct nlmsghdr *header, struct listener *ret_listener)
 {
     const struct inet_diag_msg *message = NLMSG_DATA(header);
-    const struct rtattr *attribute = (const void *)(message + 1);
-    size_t left = header->nlmsg_len - NLMSG_LENGTH(sizeof(*message));
+    struct rtattr *attribute =
+        (struct rtattr *)((char *)NLMSG_DATA(header) + NLMSG_ALIGN(sizeof(*message)));
+    ssize_t left = (ssize_t)header->nlmsg_len - (ssize_t)NLMSG_LENGTH(sizeof(*message));
     struct listener found = {.v6only = false};
 
     found.address.any.sa_family = message->idiag_family;
@@ -74,10 +77,8 @@ static bool overlap(const union rf_address *ours, const struct listener *other)
 }
 
 /* Reads one part of the answer: 1 when more is to come, 0 at the end, -1 for "no". */
-static int read_part(const void *part, size_t length, const union rf_address *ours)
+static int read_part(struct nlmsghdr *header, ssize_t length, const union rf_address *ours)
 {
-    const struct nlmsghdr *header = part;
-
     for (; NLMSG_OK(header, length); header = NLMSG_NEXT(header, length)) {
         struct listener other;
 
@@ -117,7 +118,7 @@ static bool ask(int fd, uint8_t family, const union rf_address *ours)
 
         if (n <= 0)
             return false;
-        r = read_part(&part, (size_t)n, ours);
+        r = read_part(&part.header, n, ours);
     }
     return r == 0;
 }
