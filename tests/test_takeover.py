@@ -196,14 +196,14 @@ def test_connections_of_the_old_one_run_to_their_end(lab: Lab) -> None:
     with Pump(lambda: old.running.reflector.drain(patience(10))):
         wait_until(lambda: _served_by(new, old), "the new one to serve")
         exchange(client, service)
-        assert old.count("active") == 1
+        old.running.wait_active(1)
         finish(client, service)
     assert old.count("closed_stopped") == 0
 
 
 def _served_by(new: Running, old: LabPath) -> bool:
     """Dial once more; until the old one has closed its listeners, it may get that."""
-    old.dial().close()
+    old.dial().rst()
     return new.count("accepted") > 0
 
 
