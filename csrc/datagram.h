@@ -12,10 +12,11 @@
 #include "address.h"
 
 /*
- * Datagrams of one call. A check is one; a stream gains little beyond: with 32,
- * the calls are a few percent of what the kernel spends on the datagrams.
+ * Datagrams of one call. A check is one. A stream (iperf3 -u, 1,400 bytes) costs
+ * 8.8 us of CPU for each datagram one by one, and 5.5 us in batches of 8, 32 and
+ * 64 alike.
  */
-#define RF_DATAGRAM_BATCH 32U
+#define RF_DATAGRAM_BATCH 16U
 
 struct rf_datagrams;
 

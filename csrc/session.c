@@ -25,7 +25,7 @@ void rf_session_end(struct rf_worker *worker, struct rf_session *session,
 
     if (session->fd >= 0) {
         if (!worker->own_table) {
-            /* A forked child may hold it too: closing would leave it in epoll, and bound. */
+            /* A forked child may hold the socket too, and so keep it in epoll, and bound. */
             epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, session->fd, NULL);
             rf_sys_reset(session->fd);
         }

@@ -542,6 +542,20 @@ def test_drain_lets_sessions_go_on_and_takes_no_new_ones(way: MakeWay) -> None:
     assert one.count("closed_idle") == one.count("accepted") == len(peers)
 
 
+def test_workers_without_sessions_stay_until_the_others_have_none(way: MakeWay) -> None:
+    """Each socket that closes deals the peers of the port anew, to workers that know them not."""
+    one = way(workers=16, udp_idle_timeout=patience(1.5))
+    peers = [one.end() for _ in range(5)]
+    for peer in peers:
+        one.ask(peer)
+    one.running.reflector._engine.stop_accepting()
+    for _ in range(3):
+        for peer in peers:
+            one.ask(peer)
+    one.wait_count("datagrams_dropped", 0)
+    assert one.running.reflector._engine.wait(patience(10))
+
+
 def test_drain_without_sessions_is_over_at_once(way: MakeWay) -> None:
     one = way(workers=3)
     assert one.running.reflector.drain(patience(5))
