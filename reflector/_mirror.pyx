@@ -137,7 +137,7 @@ cdef class Mirror:
         table = <uint8_t *>allocate(count, 16)
         try:
             for i in range(count):
-                copy_address(table + 16 * i, entries[i])
+                copy_address(&table[16 * i], entries[i])
             r = core.rf_mirror_set_never(mirror, <const uint8_t (*)[16]>table, count)
         finally:
             free(table)
