@@ -34,14 +34,13 @@ from support.wire import (
     PEER_MAC,
     PORT,
     RETURN_PORT,
+    CountingMirror,
     Frame,
     Wire,
     internet_sum,
     mapped,
     routes,
 )
-
-from reflector._mirror import Mirror
 
 CLIENT_PORT = 45678
 TEXT = b"what a check says\n"
@@ -58,9 +57,8 @@ def wire() -> Iterator[Wire]:
 
 
 @pytest.fixture
-def mirror(wire: Wire) -> Iterator[Mirror]:
-    with wire.mirror() as made:
-        yield made
+def mirror(wire: Wire) -> CountingMirror:
+    return wire.mirror()
 
 
 def ether() -> Packet:
@@ -144,7 +142,7 @@ EITHER_TRANSPORT = pytest.mark.parametrize("transport", sorted(TRANSPORTS))
 @BOTH_WAYS
 @pytest.mark.parametrize("size", [0, 1, 18, 1400])
 def test_packet_comes_back_rewritten(
-    wire: Wire, mirror: Mirror, version: int, transport: str, direction: str, size: int
+    wire: Wire, mirror: CountingMirror, version: int, transport: str, direction: str, size: int
 ) -> None:
     payload = random.Random(size).randbytes(size)
     packet = ether() / ip(version) / TRANSPORTS[transport](direction) / Raw(payload)
@@ -156,7 +154,7 @@ def test_packet_comes_back_rewritten(
 @EITHER_TRANSPORT
 @BOTH_WAYS
 def test_checksum_left_to_the_device_stays_so_and_comes_out_right(
-    wire: Wire, mirror: Mirror, version: int, transport: str, direction: str
+    wire: Wire, mirror: CountingMirror, version: int, transport: str, direction: str
 ) -> None:
     packet = ether() / ip(version) / TRANSPORTS[transport](direction) / Raw(TEXT)
     frame = half_done(packet)
@@ -169,7 +167,7 @@ def test_checksum_left_to_the_device_stays_so_and_comes_out_right(
 @EITHER_IP
 @BOTH_WAYS
 def test_large_segments_of_an_offloading_host_pass_whole(
-    wire: Wire, mirror: Mirror, version: int, direction: str
+    wire: Wire, mirror: CountingMirror, version: int, direction: str
 ) -> None:
     packet = ether() / ip(version) / tcp(direction) / Raw(random.Random(3).randbytes(60000))
     frame = half_done(packet)
@@ -179,7 +177,7 @@ def test_large_segments_of_an_offloading_host_pass_whole(
     assert (seen.frames[0].gso_type, seen.frames[0].gso_size) == (frame.gso_type, 1400)
 
 
-def test_udp_without_a_checksum_stays_without(wire: Wire, mirror: Mirror) -> None:
+def test_udp_without_a_checksum_stays_without(wire: Wire, mirror: CountingMirror) -> None:
     packet = ether() / ip(4) / udp(chksum=0) / Raw(TEXT)
     seen = wire.send(bytes(packet))
     assert seen.back == [turned(packet)]
@@ -188,7 +186,7 @@ def test_udp_without_a_checksum_stays_without(wire: Wire, mirror: Mirror) -> Non
 
 @EITHER_IP
 def test_udp_checksum_that_comes_out_as_zero_is_sent_as_its_other_form(
-    wire: Wire, mirror: Mirror, version: int
+    wire: Wire, mirror: CountingMirror, version: int
 ) -> None:
     # A payload that is the checksum of all the rest makes the whole sum come out so.
     rest = ether() / ip(version) / udp() / Raw(b"\0\0")
@@ -201,7 +199,7 @@ def test_udp_checksum_that_comes_out_as_zero_is_sent_as_its_other_form(
 @EITHER_IP
 @EITHER_TRANSPORT
 def test_wrong_checksum_stays_wrong_by_as_much(
-    wire: Wire, mirror: Mirror, version: int, transport: str
+    wire: Wire, mirror: CountingMirror, version: int, transport: str
 ) -> None:
     packet = ether() / ip(version) / TRANSPORTS[transport]() / Raw(TEXT)
     right = layer(Ether(turned(packet)), TCP, UDP).chksum
@@ -216,7 +214,7 @@ def test_wrong_checksum_stays_wrong_by_as_much(
 @BOTH_WAYS
 @pytest.mark.parametrize("tags", ["802.1Q", "802.1ad", "QinQ"])
 def test_tagged_packet_comes_back_with_its_tags(
-    wire: Wire, mirror: Mirror, version: int, transport: str, direction: str, tags: str
+    wire: Wire, mirror: CountingMirror, version: int, transport: str, direction: str, tags: str
 ) -> None:
     shims = {
         "802.1Q": Dot1Q(vlan=7, prio=5),
@@ -240,7 +238,7 @@ def test_tagged_packet_comes_back_with_its_tags(
     ],
 )
 def test_ipv4_options_stay_as_they_are(
-    wire: Wire, mirror: Mirror, transport: str, direction: str, options: bytes
+    wire: Wire, mirror: CountingMirror, transport: str, direction: str, options: bytes
 ) -> None:
     header = ip(4, options=[IPOption(options)])
     packet = ether() / header / TRANSPORTS[transport](direction) / Raw(TEXT)
@@ -260,7 +258,7 @@ EXTENSIONS = {
 @BOTH_WAYS
 @pytest.mark.parametrize("extension", sorted(EXTENSIONS))
 def test_ipv6_extension_headers_stay_as_they_are(
-    wire: Wire, mirror: Mirror, transport: str, direction: str, extension: str
+    wire: Wire, mirror: CountingMirror, transport: str, direction: str, extension: str
 ) -> None:
     header = ip(6) / EXTENSIONS[extension]
     packet = ether() / header / TRANSPORTS[transport](direction) / Raw(TEXT)
@@ -270,7 +268,7 @@ def test_ipv6_extension_headers_stay_as_they_are(
 
 @pytest.mark.parametrize("count, mirrored", [(8, True), (9, False)])
 def test_ipv6_extension_headers_are_walked_up_to_a_limit(
-    wire: Wire, mirror: Mirror, count: int, mirrored: bool
+    wire: Wire, mirror: CountingMirror, count: int, mirrored: bool
 ) -> None:
     packet = ether() / ip(6)
     for _ in range(count):
@@ -279,14 +277,16 @@ def test_ipv6_extension_headers_are_walked_up_to_a_limit(
     assert (len(seen.back), len(seen.stack)) == ((1, 0) if mirrored else (0, 1))
 
 
-def test_padding_of_a_short_frame_is_no_part_of_it(wire: Wire, mirror: Mirror) -> None:
+def test_padding_of_a_short_frame_is_no_part_of_it(wire: Wire, mirror: CountingMirror) -> None:
     packet = ether() / ip(4) / tcp(options=[])
     padding = b"\0" * 6
     assert wire.send(bytes(packet) + padding).back == [turned(packet) + padding]
 
 
 @EITHER_IP
-def test_return_port_that_is_the_listening_port(wire: Wire, mirror: Mirror, version: int) -> None:
+def test_return_port_that_is_the_listening_port(
+    wire: Wire, mirror: CountingMirror, version: int
+) -> None:
     mirror.set_routes([*routes(PORT)])
     packet = ether() / ip(version) / tcp() / Raw(TEXT)
     (back,) = wire.send(bytes(packet)).back
@@ -297,7 +297,7 @@ def test_return_port_that_is_the_listening_port(wire: Wire, mirror: Mirror, vers
 
 
 @EITHER_IP
-def test_ports_that_fit_both_ways(wire: Wire, mirror: Mirror, version: int) -> None:
+def test_ports_that_fit_both_ways(wire: Wire, mirror: CountingMirror, version: int) -> None:
     # From the return port to the listening port: a SYN opens a connection, all else is a reply.
     def answer(flags: str) -> TCP:
         segment = TCP(sport=RETURN_PORT, dport=PORT, flags=flags)
@@ -370,19 +370,19 @@ def left_alone() -> dict[str, Packet]:
 
 
 @pytest.mark.parametrize("matter", sorted(left_alone()))
-def test_left_to_the_stack(wire: Wire, mirror: Mirror, matter: str) -> None:
+def test_left_to_the_stack(wire: Wire, mirror: CountingMirror, matter: str) -> None:
     sent = bytes(left_alone()[matter])
     seen = wire.send(sent)
     assert (seen.back, seen.stack) == ([], [sent])
-    assert not any(mirror.stats(0).values())
+    assert not mirror.counted()
 
 
-def test_other_protocols_are_let_alone(wire: Wire, mirror: Mirror) -> None:
+def test_other_protocols_are_let_alone(wire: Wire, mirror: CountingMirror) -> None:
     odd = bytes(Ether(src=PEER_MAC, dst=HOST_MAC, type=0x88B5) / Raw(b"x" * 60))
     assert not wire.send(odd).back
 
 
-def test_frames_cut_anywhere_are_not_mirrored(wire: Wire, mirror: Mirror) -> None:
+def test_frames_cut_anywhere_are_not_mirrored(wire: Wire, mirror: CountingMirror) -> None:
     for version in (4, 6):
         whole = bytes(ether() / ip(version) / tcp(options=[]))
         assert not wire.send(*(whole[:length] for length in range(15, len(whole)))).back
@@ -394,7 +394,7 @@ def test_frames_cut_anywhere_are_not_mirrored(wire: Wire, mirror: Mirror) -> Non
 @EITHER_IP
 @EITHER_TRANSPORT
 def test_replies_to_the_hosts_own_sockets_are_its_own(
-    wire: Wire, mirror: Mirror, version: int, transport: str
+    wire: Wire, mirror: CountingMirror, version: int, transport: str
 ) -> None:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
@@ -413,7 +413,7 @@ def test_replies_to_the_hosts_own_sockets_are_its_own(
 
 @EITHER_IP
 def test_listener_of_the_host_is_not_in_the_way_of_a_client_with_its_port(
-    wire: Wire, mirror: Mirror, version: int
+    wire: Wire, mirror: CountingMirror, version: int
 ) -> None:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     with wire.host, socket.socket(family) as listener:
@@ -424,7 +424,7 @@ def test_listener_of_the_host_is_not_in_the_way_of_a_client_with_its_port(
 
 
 def test_socket_of_the_splice_engine_is_not_in_the_way_of_replies(
-    wire: Wire, mirror: Mirror
+    wire: Wire, mirror: CountingMirror
 ) -> None:
     # A client whose port is the listening port: what comes back looks like a datagram for the
     # splice engine, whose socket is there for fragments.
@@ -448,28 +448,28 @@ FORBIDDEN = [
 @EITHER_TRANSPORT
 @pytest.mark.parametrize("source", FORBIDDEN)
 def test_no_answer_goes_to(
-    wire: Wire, mirror: Mirror, source: str, transport: str, direction: str
+    wire: Wire, mirror: CountingMirror, source: str, transport: str, direction: str
 ) -> None:
     version = 6 if ":" in source else 4
     flags = {"flags": "S"} if (transport, direction) == ("tcp", "request") else {}
     packet = ether() / ip(version, src=source) / TRANSPORTS[transport](direction, **flags)
     seen = wire.send(bytes(packet))
     assert (seen.back, seen.stack) == ([], [])
-    assert mirror.stats(0)["forbidden"] == 1
+    assert mirror.counted() == {"forbidden": 1}
 
 
-def test_no_answer_goes_to_a_group_of_hosts_by_mac(wire: Wire, mirror: Mirror) -> None:
+def test_no_answer_goes_to_a_group_of_hosts_by_mac(wire: Wire, mirror: CountingMirror) -> None:
     packet = Ether(src="03:00:00:00:00:02", dst=HOST_MAC) / ip(4) / tcp()
     seen = wire.send(bytes(packet))
     assert (seen.back, seen.stack) == ([], [])
-    assert mirror.stats(0)["forbidden"] == 1
+    assert mirror.counted() == {"forbidden": 1}
 
 
 @EITHER_IP
 @EITHER_TRANSPORT
 @BOTH_WAYS
 def test_packet_at_its_last_hop_is_dropped(
-    wire: Wire, mirror: Mirror, version: int, transport: str, direction: str
+    wire: Wire, mirror: CountingMirror, version: int, transport: str, direction: str
 ) -> None:
     name = "ttl" if version == 4 else "hlim"
     frames = [
@@ -478,13 +478,13 @@ def test_packet_at_its_last_hop_is_dropped(
     ]
     seen = wire.send(*map(bytes, frames))
     assert (seen.back, seen.stack) == ([turned(frames[2])], [])
-    assert mirror.stats(0)["dropped_ttl"] == 2
+    assert mirror.counted()["dropped_ttl"] == 2
 
 
 @EITHER_IP
 @BOTH_WAYS
 def test_first_fragment_of_tcp_is_dropped(
-    wire: Wire, mirror: Mirror, version: int, direction: str
+    wire: Wire, mirror: CountingMirror, version: int, direction: str
 ) -> None:
     whole = ether() / ip(version) / tcp(direction) / Raw(TEXT)
     if version == 4:
@@ -493,13 +493,13 @@ def test_first_fragment_of_tcp_is_dropped(
         whole = ether() / ip(6) / IPv6ExtHdrFragment(id=9, m=1) / tcp(direction) / Raw(TEXT)
     seen = wire.send(bytes(whole))
     assert (seen.back, seen.stack) == ([], [])
-    assert mirror.stats(0)["dropped_fragment"] == 1
+    assert mirror.counted() == {"dropped_fragment": 1}
 
 
 # --- the table of routes -------------------------------------------------------------------------
 
 
-def test_routes_that_are_gone_mirror_no_more(wire: Wire, mirror: Mirror) -> None:
+def test_routes_that_are_gone_mirror_no_more(wire: Wire, mirror: CountingMirror) -> None:
     packet = bytes(ether() / ip(4) / tcp())
     assert wire.send(packet).back
     mirror.set_routes(routes()[-1:])
@@ -507,25 +507,26 @@ def test_routes_that_are_gone_mirror_no_more(wire: Wire, mirror: Mirror) -> None
     assert (seen.back, seen.stack) == ([], [packet])
 
 
-def test_routes_that_contradict_each_other_are_refused(mirror: Mirror) -> None:
+def test_routes_that_contradict_each_other_are_refused(mirror: CountingMirror) -> None:
     for clash in ((6, PORT, 23, 0, mapped(HOST)), (6, PORT + 1, RETURN_PORT, 0, mapped(HOST))):
         with pytest.raises(FileExistsError):
             mirror.set_routes([*routes(), clash])
 
 
-def test_interface_that_is_detached_is_let_alone(wire: Wire, mirror: Mirror) -> None:
+def test_interface_that_is_detached_is_let_alone(wire: Wire, mirror: CountingMirror) -> None:
     packet = bytes(ether() / ip(4) / tcp())
-    mirror.detach(wire.ifindex)
-    assert wire.leave(packet) == packet
-    mirror.attach(wire.ifindex, 14)
-    assert wire.send(packet).back
-    with pytest.raises(FileExistsError):
+    with wire.host:
+        mirror.detach(wire.ifindex)
+        assert wire.leave(packet) == packet
         mirror.attach(wire.ifindex, 14)
-    with pytest.raises(OSError, match="No such device"):
-        mirror.attach(1 << 30, 14)
+        assert wire.send(packet).back
+        with pytest.raises(FileExistsError):
+            mirror.attach(wire.ifindex, 14)
+        with pytest.raises(OSError, match="No such device"):
+            mirror.attach(1 << 30, 14)
 
 
-def test_nothing_is_mirrored_past_the_deadline(wire: Wire, mirror: Mirror) -> None:
+def test_nothing_is_mirrored_past_the_deadline(wire: Wire, mirror: CountingMirror) -> None:
     packet = bytes(ether() / ip(4) / tcp())
     now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     mirror.keep_alive(now_ns + 60 * 10**9)

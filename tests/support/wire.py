@@ -8,8 +8,6 @@ packet socket for one protocol hears what is left to that stack: the kernel serv
 import os
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
@@ -90,6 +88,26 @@ class Seen:
     stack: list[bytes] = field(default_factory=list)  # was left to the host's stack
 
 
+class CountingMirror(Mirror):
+    """A mirror that serves one test after another, for it takes a while to load."""
+
+    def begin(self) -> None:
+        """Count from here."""
+        self._before = super().stats(0)
+        self._times = super().histogram()
+
+    def counted(self) -> dict[str, int]:
+        """The counters of the tests' mapping that have changed, and by how much."""
+        now = super().stats(0)
+        return {
+            name: now[name] - self._before[name] for name in now if now[name] != self._before[name]
+        }
+
+    def timed(self) -> list[int]:
+        """The handshakes timed since then."""
+        return [now - then for now, then in zip(super().histogram(), self._times, strict=True)]
+
+
 class Wire:
     """The cable, the two hosts, and the sockets."""
 
@@ -108,6 +126,8 @@ class Wire:
                 self.host.run("nft", "-f", "-", stdin=f"add table inet mute\n{rules}")
         with self.host:
             self.ifindex = socket.if_nametoindex("v0")
+            self._mirror = CountingMirror(MAPPINGS, 1024)
+            self._mirror.attach(self.ifindex, 14)
             self._stack = [_packet_socket(kind) for kind in (_ETH_P_IP, _ETH_P_IPV6)]
         with self.peer:
             self._cable = _packet_socket(_ETH_P_ALL)
@@ -115,25 +135,21 @@ class Wire:
         self._sentinels = 0
 
     def close(self) -> None:
+        self._mirror.close()
         for one in (*self._stack, self._cable):
             one.close()
         self.peer.close()
         self.host.close()
 
-    @contextmanager
-    def mirror(self) -> Iterator[Mirror]:
-        """A mirror at the host's ingress: PORT to RETURN_PORT for TCP and UDP, no limits."""
-        with self.host:
-            made = Mirror(MAPPINGS, 1024)
-            try:
-                made.set_routes(routes())
-                made.set_never([mapped(one) for one in (HOST, HOST6, "10.9.0.255")])
-                made.set_limits()
-                made.attach(self.ifindex, 14)
-                self._drain()
-                yield made
-            finally:
-                made.close()
+    def mirror(self) -> CountingMirror:
+        """The mirror, as good as new: PORT to RETURN_PORT for TCP and UDP, no limits."""
+        self._mirror.set_routes(routes())
+        self._mirror.set_never([mapped(one) for one in (HOST, HOST6, "10.9.0.255")])
+        self._mirror.set_networks([])
+        self._mirror.set_limits()
+        self._drain()
+        self._mirror.begin()
+        return self._mirror
 
     def send(self, *sent: bytes | Frame) -> Seen:
         """Put frames on the cable; returns when the mirror is done with all of them."""
