@@ -74,9 +74,9 @@ def addresses(frame: bytes) -> tuple[bytes, bytes, int] | None:
     at = 12
     while frame[at : at + 2] in TAGS:
         at += 4
-    if frame[at : at + 2] == b"\x08\x00":
+    if frame[at : at + 2] == b"\x08\x00" and len(frame) >= at + 22:
         return frame[at + 14 : at + 18], frame[at + 18 : at + 22], frame[at + 11]
-    if frame[at : at + 2] == b"\x86\xdd":
+    if frame[at : at + 2] == b"\x86\xdd" and len(frame) >= at + 42:
         return frame[at + 10 : at + 26], frame[at + 26 : at + 42], frame[at + 8]
     return None
 
