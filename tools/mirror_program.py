@@ -83,7 +83,8 @@ def read_program(path: Path) -> tuple[list[bytes], list[tuple[int, str]]]:
         elf = ELFFile(file)
         symbols = elf.get_section_by_name(".symtab")
         assert isinstance(symbols, SymbolTableSection)
-        data = {name: elf.get_section_by_name(name).data() for name in (SECTION, CALLED)}
+        sections = {section.name: section for section in elf.iter_sections()}
+        data = {name: sections[name].data() for name in (SECTION, CALLED)}
         called_at = len(data[SECTION]) // INSTRUCTION.size
         for name, start in ((SECTION, 0), (CALLED, called_at)):
             code += (bytes(data[name][i : i + 8]) for i in range(0, len(data[name]), 8))
