@@ -187,7 +187,8 @@ static __always_inline int skip_extensions(struct __sk_buff *skb, struct packet 
                 return -1;
             packet->fragmented = 1;
             packet->l4 += 8;
-        } else if (next == PROTOCOL_DESTINATION_OPTIONS || (next == PROTOCOL_HOP_BY_HOP && i == 0)) {
+        } else if (next == PROTOCOL_DESTINATION_OPTIONS ||
+                   (next == PROTOCOL_HOP_BY_HOP && i == 0)) {
             packet->l4 += (head[1] + 1U) * 8;
         } else {
             return -1;
