@@ -50,9 +50,9 @@ Peers that --allow and --deny leave out are reset. With neither, all are served;
 with any --allow, only those in a network allowed. Of the networks that a peer
 is in, the smallest decides: --allow 192.0.2.0/24 --deny 192.0.2.7.
 
-Engines. splice accepts each connection and opens another one back: no privilege,
-any interface, but the kernel completes a handshake before the service has said
-a word. mirror has the kernel turn every packet round (BPF): the service's own
+Engines. splice accepts each connection and opens another one back. It needs no
+privilege, but the kernel completes a handshake before the service has said a
+word. mirror has the kernel turn every packet round (BPF): the service's own
 answer is what the peer gets, also to a SYN, and nothing is kept per connection,
 so --max-connections, --max-per-source and the timeouts do not apply; --rate and
 --rate-per-source do. It sees packets before the firewall of this host does, and

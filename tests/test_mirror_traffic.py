@@ -166,10 +166,10 @@ def test_refused_service_is_refused(site: Site, version: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_connection_that_the_mirror_refuses_is_refused_at_once(site: Site, version: int) -> None:
-    site.mirror.set_limits(accepting=False)
+    site.mirror.set_limits(default_allow=False)
     with site.serve(version), pytest.raises(ConnectionRefusedError):
         site.dial(version)
-    assert site.counted() == {"limited_draining": 1}
+    assert site.counted() == {"limited_denied": 1}
 
 
 @pytest.mark.parametrize("version", [4, 6])
