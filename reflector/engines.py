@@ -35,7 +35,8 @@ def start_engine(mappings: tuple[Mapping, ...], settings: Settings) -> Engine:
 
 def _mirror(splice: SpliceEngine, settings: Settings) -> Engine:
     """Return the mirror over this splice engine, both started; or that alone, and not started."""
-    from reflector.mirror import MirrorEngine, MirrorUnavailable
+    from reflector.mirror import MirrorEngine
+    from reflector.routes import MirrorUnavailable
 
     try:
         mirror = MirrorEngine(splice, settings)

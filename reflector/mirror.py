@@ -9,25 +9,32 @@ the splice engine under the same mappings.
 import errno
 import logging
 import os
+import select
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from ipaddress import IPv6Address, ip_address, ip_network
+from itertools import accumulate
 from typing import Any
 
 from reflector.engine import SpliceEngine, Stats
 from reflector.errors import StartError
-from reflector.interfaces import Address, Changes, Interface, list_interfaces
-from reflector.mapping import Mapping
+from reflector.interfaces import Changes, Interface, list_interfaces
+from reflector.routes import (
+    MirrorUnavailable,
+    choose_interfaces,
+    list_networks,
+    list_routes,
+    pack_address,
+    refuse_ambiguous,
+    refuse_unknown,
+)
 from reflector.settings import Settings
 
 log = logging.getLogger("reflector")
 
 #: sources whose rate of new connections is kept at a time; the least recent one makes room
 _MAX_SOURCES = 1 << 16
-
-_PROTOCOLS = {"tcp": 6, "udp": 17}
 
 #: seconds without a packet after which a mirror that drains is over
 _QUIET_SECONDS = 1.0
@@ -40,13 +47,6 @@ _ALIVE_FOR = 4.0
 _ALWAYS = (1 << 64) - 1
 
 _BY_CLSACT = "clsact"
-
-# Route: protocol, port, return port, number of the mapping, address of 16 bytes
-Route = tuple[int, int, int, int, bytes]
-
-
-class MirrorUnavailable(StartError):
-    """The mirror cannot be had here, which leaves the splice engine. Says why, and the mend."""
 
 
 class MirrorEngine:
@@ -63,18 +63,19 @@ class MirrorEngine:
         self._settings = settings
         self.mappings = splice.mappings
         self.workers = splice.workers
-        _refuse_ambiguous(splice.mappings)
+        refuse_ambiguous(splice.mappings)
         self._mirror = _load(len(splice.mappings))
         self._attached: dict[int, tuple[str, str]] = {}  # by index: name, by what
         self._accepting = True
         self._packets, self._quiet_since = 0, 0.0
         self._lock = threading.RLock()  # of the BPF program, which one thread uses at a time
         self._final: list[dict[str, int]] | None = None
+        self._final_handshakes: list[int] = []
         self._stop_reading, self._stop_writing = -1, -1
         self._watch: threading.Thread | None = None
         try:
             self._set_limits()
-            self._mirror.set_networks(_networks(settings))
+            self._mirror.set_networks(list_networks(settings))
             self._changes = Changes()
         except OSError as error:
             self._mirror.close()
@@ -94,7 +95,7 @@ class MirrorEngine:
         """Attach to the interfaces and begin to accept. Raises StartError."""
         try:
             interfaces = list_interfaces()
-            _refuse_unknown(self._settings.interface, interfaces)
+            refuse_unknown(self._settings.interface, interfaces)
             self._adapt(interfaces)
             if not self._attached:
                 raise MirrorUnavailable(
@@ -157,7 +158,8 @@ class MirrorEngine:
             if self._final is None:
                 for index in list(self._attached):
                     self._detach(index)
-                self._final = self._read()
+                self._final, self._final_handshakes = self._read(), self._mirror.histogram()
+                log.debug("handshakes with the services: %s", _describe(self._final_handshakes))
                 self._mirror.close()
                 self._changes.close()
 
@@ -169,6 +171,15 @@ class MirrorEngine:
         """Read the counters of the mirror alone, by name, in the order of the mappings."""
         with self._lock:
             return self._read() if self._final is None else self._final
+
+    def handshakes(self) -> list[int]:
+        """Count handshakes with the services by how long they took, from the SYN to its answer.
+
+        Number n of the list is of those from 2**n up to 2**(n + 1) microseconds, number 0 also of
+        shorter ones. One connection in 64 is timed, by address and port.
+        """
+        with self._lock:
+            return self._mirror.histogram() if self._final is None else self._final_handshakes
 
     def _read(self) -> list[dict[str, int]]:
         return [self._mirror.stats(number) for number in range(len(self.mappings))]
@@ -222,12 +233,13 @@ class MirrorEngine:
 
         Raises OSError and MirrorUnavailable.
         """
-        wanted = {i.index: i for i in _chosen(interfaces, self._settings.interface, self.mappings)}
+        chosen = choose_interfaces(interfaces, self._settings.interface, self.mappings)
+        wanted = {interface.index: interface for interface in chosen}
         own = [address for interface in interfaces for address in interface.addresses]
         broadcasts = [address for one in interfaces for address in one.broadcasts]
         with self._lock:
-            self._mirror.set_never([_packed(address) for address in {*own, *broadcasts}])
-            self._mirror.set_routes(_routes(self.mappings, own))
+            self._mirror.set_never([pack_address(address) for address in {*own, *broadcasts}])
+            self._mirror.set_routes(list_routes(self.mappings, own))
             for index in [index for index in self._attached if index not in wanted]:
                 self._detach(index)
             for index, interface in wanted.items():
@@ -258,8 +270,6 @@ def _soon() -> int:
 
 
 def _readable(descriptor: int) -> bool:
-    import select
-
     return bool(select.select([descriptor], [], [], 0)[0])
 
 
@@ -285,113 +295,23 @@ def _unavailable(error: OSError) -> MirrorUnavailable:
             "AmbientCapabilities= in systemd)"
         )
     elif error.errno in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP):
-        reason = f"the mirror needs Linux 5.14 or later with BPF ({error})"
+        reason = f"the mirror needs Linux 5.8 or later with BPF ({error})"
     else:
         reason = f"the mirror does not start: {error}"
     return MirrorUnavailable(reason, error.errno)
 
 
-def _refuse_ambiguous(mappings: Sequence[Mapping]) -> None:
-    """Refuse mappings whose answers the mirror could not tell apart. Raises MirrorUnavailable."""
-    for number, mapping in enumerate(mappings):
-        for other in mappings[:number]:
-            alike = (mapping.return_port, mapping.protocol) == (other.return_port, other.protocol)
-            if alike and _share_address(mapping.address, other.address):
-                raise MirrorUnavailable(
-                    f"mappings {other} and {mapping} return to the same port, and the mirror could "
-                    f"not tell their answers apart: give each an address of its own, or leave one "
-                    f"out"
-                )
-
-
-def _share_address(one: str | None, other: str | None) -> bool:
-    families = {one and ":" in one, other and ":" in other}
-    if one is None or other is None or "::" in (one, other) or one == other:
-        return True
-    return "0.0.0.0" in (one, other) and families == {False}
-
-
-def _listens_at(mapping: Mapping, address: Address) -> bool:
-    """Tell whether a mapping listens on an address of this host."""
-    if address.is_loopback:
-        return False
-    if mapping.address in (None, "::"):
-        return True
-    if mapping.address == "0.0.0.0":
-        return address.version == 4
-    return _without_scope(ip_address(mapping.address or "")) == address
-
-
-def _without_scope(address: Address) -> Address:
-    return IPv6Address(int(address)) if isinstance(address, IPv6Address) else address
-
-
-def _refuse_unknown(names: Iterable[str], interfaces: Iterable[Interface]) -> None:
-    """Refuse names of interfaces that are not there at the start. Raises MirrorUnavailable."""
-    there = {interface.name for interface in interfaces}
-    for name in names:
-        if name not in there:
-            raise MirrorUnavailable(
-                f"--interface {name}: this host has no such interface (ip link lists them)"
-            )
-
-
-def _chosen(
-    interfaces: Iterable[Interface], names: Sequence[str], mappings: Sequence[Mapping]
-) -> list[Interface]:
-    """Choose the interfaces to mirror: those named, else all that peers can come in by.
-
-    Members of a bond or bridge are left to their master. Raises MirrorUnavailable for a name that
-    cannot be mirrored; one that has gone away later is taken up again when it is back.
-    """
-    chosen = []
-    for interface in interfaces:
-        if names:
-            if interface.name not in names:
-                continue
-            if interface.link_header_length is None:
-                raise MirrorUnavailable(
-                    f"--interface {interface.name}: packets of this kind of interface cannot be "
-                    f"turned round; the splice engine serves it"
-                )
-            chosen.append(interface)
-        elif (
-            interface.link_header_length is not None
-            and interface.master is None
-            and any(_listens_at(m, a) for m in mappings for a in interface.addresses)
-        ):
-            chosen.append(interface)
-    return chosen
-
-
-def _routes(mappings: Sequence[Mapping], own: Iterable[Address]) -> list[Route]:
-    return [
-        (
-            _PROTOCOLS[mapping.protocol],
-            mapping.port,
-            mapping.return_port,
-            number,
-            _packed(address),
-        )
-        for number, mapping in enumerate(mappings)
-        for address in set(own)
-        if _listens_at(mapping, address)
-    ]
-
-
-def _packed(address: Address) -> bytes:
-    """Return an address as 16 bytes, IPv4 mapped into IPv6."""
-    return address.packed if address.version == 6 else b"\0" * 10 + b"\xff" * 2 + address.packed
-
-
-def _networks(settings: Settings) -> list[tuple[bytes, int, bool]]:
-    found = []
-    for texts, allow in ((settings.allow, True), (settings.deny, False)):
-        for text in texts:
-            network = ip_network(text)
-            length = network.prefixlen + (96 if network.version == 4 else 0)
-            found.append((_packed(network.network_address), length, allow))
-    return found
+def _describe(handshakes: Sequence[int]) -> str:
+    """Say within what times half and nearly all of the handshakes were done."""
+    total = sum(handshakes)
+    if total == 0:
+        return "none was timed"
+    parts = []
+    for percent in (50, 99):
+        counted = accumulate(handshakes)
+        number = next(n for n, count in enumerate(counted) if count * 100 >= total * percent)
+        parts.append(f"{percent} % within {2 ** (number + 1):,} us")
+    return f"{', '.join(parts)}, {total:,} timed"
 
 
 def _with_mirrored(stats: Stats, mirrored: Iterable[dict[str, int]]) -> Stats:

@@ -358,3 +358,16 @@ def test_counters_say_what_became_of_checks(lab: Lab, site: Site, ends: ExitStac
     finally:
         running.stop()
     assert running.stats() == stats, "they stay readable"
+
+
+def test_handshakes_with_the_service_are_timed(site: Site, runs: Runs, ends: ExitStack) -> None:
+    service = serve(site, ends)
+    command = runs.start("--log-level", "debug", MAPPING)
+    for _ in range(640):  # one in 64 is timed
+        check(site, service)
+    command.stop()
+    told = re.search(
+        r"handshakes .*: 50 % within [\d,]+ us, 99 % .* us, (\d+) timed", command.output()
+    )
+    assert told, command.output()
+    assert 1 <= int(told[1]) <= 64
