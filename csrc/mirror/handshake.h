@@ -9,12 +9,9 @@
 
 #include "maps.h"
 
-/* Multiplicative hashing: Knuth, The Art of Computer Programming, 6.4. */
 static __always_inline bool is_sampled(const union rf_mirror_address *peer, uint16_t port)
 {
-    uint32_t mixed = peer->words[0] ^ peer->words[1] ^ peer->words[2] ^ peer->words[3];
-    mixed = (mixed ^ port) * 2654435769U;
-    return mixed < UINT32_MAX / RF_MIRROR_HANDSHAKE_SAMPLE;
+    return rf_mirror_hash(peer, port) < UINT32_MAX / RF_MIRROR_HANDSHAKE_SAMPLE;
 }
 
 /* Notes when the SYN of peer and port was sent on. */

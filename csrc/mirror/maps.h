@@ -25,6 +25,15 @@
 RF_MIRROR_MAPS(RF_MIRROR_MAP_DEFINE)
 #undef RF_MIRROR_MAP_DEFINE
 
+/* Whether a table may know what has that bit. */
+static __always_inline bool is_in_sieve(uint32_t bit)
+{
+    uint32_t index = bit >> 6;
+    const uint64_t *word = bpf_map_lookup_elem(&sieve_map, &index);
+
+    return word && (*word >> (bit & 63) & 1);
+}
+
 static __always_inline void count(uint32_t mapping, uint32_t counter, uint64_t by)
 {
     uint32_t index = mapping * RF_MIRROR_COUNTER_MAX + counter;

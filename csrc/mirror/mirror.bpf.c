@@ -160,24 +160,32 @@ static __always_inline int mirror_packet(struct __sk_buff *skb, struct packet *p
     return action;
 }
 
+static __always_inline bool has_link_header(uint32_t interface)
+{
+    const uint32_t *length = bpf_map_lookup_elem(&interfaces_map, &interface);
+
+    return !length || *length != 0;
+}
+
 /* It calls no helper that only programs under the GPL may call. */
 char program_license[] SEC("license") = "Apache-2.0";
 
 SEC("tc")
 int rf_mirror(struct __sk_buff *skb)
 {
-    uint32_t interface = skb->ifindex, index = 0;
+    uint32_t index = 0;
     struct packet packet = {}; /* all of it: the verifier follows the longest path */
 
     if (skb->pkt_type != PACKET_HOST)
         return TC_ACT_UNSPEC;
-    const uint32_t *link_length = bpf_map_lookup_elem(&interfaces_map, &interface);
     const struct rf_mirror_settings *settings = bpf_map_lookup_elem(&settings_map, &index);
-    if (!link_length || !settings)
+    if (!settings)
         return TC_ACT_UNSPEC;
     if (settings->deadline_ns != UINT64_MAX && settings->deadline_ns < bpf_ktime_get_ns())
         return TC_ACT_UNSPEC;
-    packet.link_length = *link_length == 0 ? 0 : LINK_HEADER_LENGTH;
+    packet.link_length = LINK_HEADER_LENGTH;
+    if (!settings->only_ethernet && !has_link_header(skb->ifindex))
+        packet.link_length = 0;
     if (parse_packet(skb, &packet) < 0)
         return TC_ACT_UNSPEC;
     if (packet.protocol == PROTOCOL_TCP || packet.protocol == PROTOCOL_UDP)

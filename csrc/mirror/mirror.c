@@ -9,9 +9,12 @@
 
 #include "attach.h"
 #include "load.h"
+#include "sieve.h"
 #include "table.h"
 
 #define NS_PER_S 1000000000ULL
+#define SIEVE_ROUTES (2 * 65536 / 64) /* words of the sieve */
+#define SIEVE_NEVER (65536 / 64)
 #define BURST_MIN 10 /* connections, however low the rate */
 
 struct rf_mirror {
@@ -19,6 +22,7 @@ struct rf_mirror {
     uint32_t mappings;
     struct rf_mirror_settings settings;
     struct rf_table routes, never, networks;
+    struct rf_sieve sieve;
     struct rf_attachment *attachments;
     size_t attachments_count;
 };
@@ -61,7 +65,9 @@ static int load(struct rf_mirror *mirror, uint32_t max_sources, struct rf_mirror
     rf_table_init(&mirror->networks, maps[RF_MIRROR_MAP_NETWORKS],
                   sizeof(struct rf_mirror_network_key), sizeof(struct network_record),
                   RF_MIRROR_NETWORKS_MAX);
+    mirror->sieve.map_fd = maps[RF_MIRROR_MAP_SIEVE];
     mirror->settings.deadline_ns = UINT64_MAX;
+    mirror->settings.only_ethernet = 1;
     failure->what = "settings";
     return store_settings(mirror);
 }
@@ -97,9 +103,21 @@ fail:
     return r;
 }
 
+/* Replaces a table whose keys are in the sieve: `bits` are those words of it that are the table's. */
+static int replace_sifted(struct rf_mirror *mirror, struct rf_table *table, void *records,
+                          size_t count, uint32_t first, const uint64_t *bits, uint32_t words)
+{
+    int r = rf_sieve_add(&mirror->sieve, first, bits, words);
+
+    if (r == 0)
+        r = rf_table_replace(table, records, count);
+    return r == 0 ? rf_sieve_replace(&mirror->sieve, first, bits, words) : r;
+}
+
 int rf_mirror_set_routes(struct rf_mirror *mirror, const struct rf_mirror_route *routes,
                          size_t count)
 {
+    uint64_t bits[SIEVE_ROUTES] = {0};
     struct route_record *records;
     int r;
 
@@ -124,8 +142,10 @@ int rf_mirror_set_routes(struct rf_mirror *mirror, const struct rf_mirror_route 
         reply->key.direction = RF_MIRROR_REPLY;
         reply->key.port = request->value.port;
         reply->value.port = request->key.port;
+        rf_sieve_mark(bits, RF_MIRROR_SIEVE_ROUTE(RF_MIRROR_REQUEST, request->key.port));
+        rf_sieve_mark(bits, RF_MIRROR_SIEVE_ROUTE(RF_MIRROR_REPLY, reply->key.port));
     }
-    r = rf_table_replace(&mirror->routes, (uint8_t *)records, 2 * count);
+    r = replace_sifted(mirror, &mirror->routes, records, 2 * count, 0, bits, SIEVE_ROUTES);
 end:
     free(records);
     return r;
@@ -134,6 +154,7 @@ end:
 int rf_mirror_set_never(struct rf_mirror *mirror, const uint8_t (*addresses)[16], size_t count)
 {
     struct never_record *records = calloc(count + 1, sizeof(*records));
+    uint64_t bits[SIEVE_NEVER] = {0};
     int r;
 
     if (!records)
@@ -141,8 +162,9 @@ int rf_mirror_set_never(struct rf_mirror *mirror, const uint8_t (*addresses)[16]
     for (size_t i = 0; i < count; i++) {
         memcpy(records[i].key.bytes, addresses[i], sizeof(addresses[i]));
         records[i].value = 1;
+        rf_sieve_mark(bits, rf_mirror_hash(&records[i].key, 0) >> 16);
     }
-    r = rf_table_replace(&mirror->never, (uint8_t *)records, count);
+    r = replace_sifted(mirror, &mirror->never, records, count, SIEVE_ROUTES, bits, SIEVE_NEVER);
     free(records);
     return r;
 }
@@ -235,6 +257,10 @@ static int attach(struct rf_mirror *mirror, uint32_t ifindex, uint32_t link_head
     struct rf_attachment *attachment = &mirror->attachments[mirror->attachments_count];
     int r = bpf_map_update_elem(interfaces, &ifindex, &link_header_length, BPF_ANY);
 
+    if (r == 0 && link_header_length == 0 && mirror->settings.only_ethernet) {
+        mirror->settings.only_ethernet = 0;
+        r = store_settings(mirror);
+    }
     if (r < 0) {
         failure->syscall = "bpf";
         failure->what = "interfaces";

@@ -1,10 +1,6 @@
 /*
  * packet.h - what a packet is: headers found, lengths checked, ports known.
  *
- * Packet bytes are read by bpf_skb_load_bytes alone. Pointers into the packet
- * at offsets that vary would be quicker by some nanoseconds, but the verifier
- * refuses them to a process without CAP_PERFMON.
- *
  * What parse_packet refuses is for the stack, which knows what to do with it.
  */
 #ifndef RF_MIRROR_PACKET_H
@@ -20,17 +16,14 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "access.h"
 #include "shared.h"
 
 #define LINK_HEADER_LENGTH 14 /* Ethernet; tags are in the metadata, or told apart below */
+#define TRANSPORT_IPV4 (LINK_HEADER_LENGTH + sizeof(struct iphdr)) /* where it mostly is */
+#define TRANSPORT_IPV6 (LINK_HEADER_LENGTH + sizeof(struct ipv6hdr))
 #define EXTENSION_HEADERS_MAX 8
 #define OPTIONS_MAX 8
-
-/*
- * Before a loop: without CAP_PERFMON the verifier also follows what a processor
- * may do when it guesses wrong, and in a loop it might guess so for ever.
- */
-#define UNROLL _Pragma("clang loop unroll(full)")
 
 enum {
     ETHERTYPE_IPV4 = 0x0800,
@@ -149,7 +142,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *pack
     struct iphdr *header = &packet->header.v4;
     uint32_t left = skb->len - packet->l3;
 
-    if (bpf_skb_load_bytes(skb, packet->l3, header, sizeof(*header)) < 0)
+    if (load(skb, packet->l3, LINK_HEADER_LENGTH, header, sizeof(*header)) < 0)
         return -1;
     uint32_t header_length = header->ihl * 4U;
     if (header->version != 4 || header_length < sizeof(*header))
@@ -212,7 +205,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *pack
     struct ipv6hdr *header = &packet->header.v6;
     uint32_t left = skb->len - packet->l3;
 
-    if (bpf_skb_load_bytes(skb, packet->l3, header, sizeof(*header)) < 0)
+    if (load(skb, packet->l3, LINK_HEADER_LENGTH, header, sizeof(*header)) < 0)
         return -1;
     if (header->version != 6)
         return -1;
@@ -233,6 +226,14 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *pack
     return skip_extensions(skb, packet, header->nexthdr);
 }
 
+static __always_inline int load_transport(struct __sk_buff *skb, const struct packet *packet,
+                                          void *to, uint32_t size)
+{
+    if (packet->is_ipv4)
+        return load(skb, packet->l4, TRANSPORT_IPV4, to, size);
+    return load(skb, packet->l4, TRANSPORT_IPV6, to, size);
+}
+
 /* Reads ports and flags, and checks the lengths that TCP and UDP know. */
 static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *packet)
 {
@@ -246,7 +247,7 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
         return left < 8 ? -1 : bpf_skb_load_bytes(skb, packet->l4, packet->ports, 4);
     if (packet->protocol == PROTOCOL_TCP) {
         uint32_t words[5];
-        if (left < sizeof(words) || bpf_skb_load_bytes(skb, packet->l4, words, sizeof(words)) < 0)
+        if (left < sizeof(words) || load_transport(skb, packet, words, sizeof(words)) < 0)
             return -1;
         __builtin_memcpy(packet->ports, &words[0], 4);
         packet->sequence = words[1];
@@ -256,7 +257,7 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
         return header_length < sizeof(words) || header_length > left ? -1 : 0;
     }
     uint16_t words[4];
-    if (left < sizeof(words) || bpf_skb_load_bytes(skb, packet->l4, words, sizeof(words)) < 0)
+    if (left < sizeof(words) || load_transport(skb, packet, words, sizeof(words)) < 0)
         return -1;
     __builtin_memcpy(packet->ports, words, 4);
     uint32_t length = bpf_ntohs(words[2]);

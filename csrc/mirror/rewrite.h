@@ -30,14 +30,16 @@ static __always_inline uint16_t move_checksum(uint16_t checksum, uint16_t from, 
 
 static __always_inline int swap_link(struct __sk_buff *skb, const struct packet *packet)
 {
-    uint16_t to[6];
+    uint32_t to[3];
 
     if (packet->link_length == 0)
         return 0;
-    if (bpf_skb_load_bytes(skb, 0, to, sizeof(to)) < 0)
+    if (load(skb, 0, 0, to, sizeof(to)) < 0)
         return -1;
-    uint16_t back[6] = {to[3], to[4], to[5], to[0], to[1], to[2]};
-    return (int)bpf_skb_store_bytes(skb, 0, back, sizeof(back), 0);
+    /* Each address is a word and a half. */
+    uint32_t back[3] = {to[1] >> 16 | to[2] << 16, to[2] >> 16 | to[0] << 16,
+                        to[0] >> 16 | to[1] << 16};
+    return store(skb, 0, 0, back, sizeof(back));
 }
 
 /* Counts the TTL down in the header that was read; it is for the caller to store it. */
@@ -69,10 +71,10 @@ static __always_inline void swap_addresses(struct packet *packet)
 static __always_inline int store_header(struct __sk_buff *skb, const struct packet *packet)
 {
     if (packet->is_ipv4)
-        return (int)bpf_skb_store_bytes(skb, packet->l3, &packet->header.v4,
-                                        sizeof(packet->header.v4), 0);
-    return (int)bpf_skb_store_bytes(skb, packet->l3, &packet->header.v6, sizeof(packet->header.v6),
-                                    0);
+        return store(skb, packet->l3, LINK_HEADER_LENGTH, &packet->header.v4,
+                     sizeof(packet->header.v4));
+    return store(skb, packet->l3, LINK_HEADER_LENGTH, &packet->header.v6,
+                 sizeof(packet->header.v6));
 }
 
 /* Replaces one port and moves the transport's checksum. */
@@ -91,7 +93,11 @@ static __always_inline int set_port(struct __sk_buff *skb, const struct packet *
     }
     if (bpf_l4_csum_replace(skb, at, before, port, flags) < 0)
         return -1;
-    return (int)bpf_skb_store_bytes(skb, packet->l4 + (is_source ? 0 : 2), &port, sizeof(port), 0);
+    uint32_t ports = is_source ? port | (uint32_t)packet->ports[1] << 16
+                               : packet->ports[0] | (uint32_t)port << 16; /* as in memory */
+    if (packet->is_ipv4)
+        return store(skb, packet->l4, TRANSPORT_IPV4, &ports, sizeof(ports));
+    return store(skb, packet->l4, TRANSPORT_IPV6, &ports, sizeof(ports));
 }
 
 /* Sends the packet back; a part of it that could not be written drops it. */

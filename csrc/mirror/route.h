@@ -13,6 +13,9 @@ static __always_inline bool find_route(uint8_t direction, uint8_t protocol, uint
 {
     struct rf_mirror_route_key key = {
         .direction = direction, .protocol = protocol, .port = port, .local = *local};
+
+    if (!is_in_sieve(RF_MIRROR_SIEVE_ROUTE(direction, port)))
+        return false;
     const struct rf_mirror_route_value *found = bpf_map_lookup_elem(&routes_map, &key);
 
     if (!found)
@@ -73,7 +76,10 @@ static __always_inline bool is_forbidden_form(const union rf_mirror_address *add
 /* Whether nothing may ever be sent to this address. */
 static __always_inline bool is_forbidden(const union rf_mirror_address *address, bool is_ipv4)
 {
-    return is_forbidden_form(address, is_ipv4) || bpf_map_lookup_elem(&never_map, address);
+    if (is_forbidden_form(address, is_ipv4))
+        return true;
+    return is_in_sieve(RF_MIRROR_SIEVE_NEVER(rf_mirror_hash(address, 0) >> 16)) &&
+           bpf_map_lookup_elem(&never_map, address);
 }
 
 /* Whether the sender's MAC address is a group's: an answer to it would multiply. */
@@ -81,7 +87,7 @@ static __always_inline bool is_from_group(struct __sk_buff *skb, const struct pa
 {
     uint8_t first;
 
-    if (packet->link_length == 0 || bpf_skb_load_bytes(skb, 6, &first, sizeof(first)) < 0)
+    if (packet->link_length == 0 || load(skb, 6, 6, &first, sizeof(first)) < 0)
         return false;
     return first & 1;
 }

@@ -16,6 +16,7 @@
 #define RF_MIRROR_NETWORKS_MAX 65536
 #define RF_MIRROR_INTERFACES_MAX 1024
 #define RF_MIRROR_HANDSHAKES_MAX 4096
+#define RF_MIRROR_SIEVE_WORDS 3072 /* 64 bits each */
 #define RF_MIRROR_HISTOGRAM_SLOTS 32
 
 /* One connection in so many (a power of two) has its handshake timed. */
@@ -38,6 +39,25 @@ struct rf_mirror_route_key {
     uint16_t port;
     union rf_mirror_address local;
 } __attribute__((packed, aligned(4)));
+
+/*
+ * The sieve: bits that tell most packets, without a look at a hash that would
+ * miss the cache, that a table does not know them. What the tables know has its
+ * bit set. The first 65,536 bits are of listening ports, the next of return
+ * ports (that is, by direction; ports as in a route's key), the last of never
+ * addresses, by a hash.
+ */
+#define RF_MIRROR_SIEVE_ROUTE(direction, port) ((direction) << 16 | (uint32_t)(port))
+#define RF_MIRROR_SIEVE_NEVER(hash) (2U << 16 | (uint32_t)(hash))
+
+/* Multiplicative hashing: Knuth, The Art of Computer Programming, 6.4. The upper bits are the good ones. */
+static inline uint32_t rf_mirror_hash(const union rf_mirror_address *address, uint16_t port)
+{
+    uint32_t mixed =
+        address->words[0] ^ address->words[1] ^ address->words[2] ^ address->words[3] ^ port;
+
+    return mixed * 2654435769U;
+}
 
 struct rf_mirror_route_value {
     uint16_t port;    /* what `port` of the key becomes */
@@ -71,8 +91,8 @@ struct rf_mirror_settings {
     uint64_t source_tolerance_ns;
     uint32_t accepting;
     uint32_t default_allow;
-    uint32_t networks; /* 0: there are none, nothing to look up */
-    uint32_t unused;
+    uint32_t networks;      /* 0: there are none, nothing to look up */
+    uint32_t only_ethernet; /* all interfaces have link headers of 14 bytes: likewise */
 };
 
 enum {
@@ -126,6 +146,7 @@ enum {
       RF_MIRROR_NETWORKS_MAX, BPF_F_NO_PREALLOC)                                                  \
     X(INTERFACES, interfaces, HASH, uint32_t, uint32_t, RF_MIRROR_INTERFACES_MAX,                 \
       BPF_F_NO_PREALLOC)                                                                          \
+    X(SIEVE, sieve, ARRAY, uint32_t, uint64_t, RF_MIRROR_SIEVE_WORDS, 0)                          \
     X(SETTINGS, settings, ARRAY, uint32_t, struct rf_mirror_settings, 1, 0)                       \
     X(BUCKETS, buckets, ARRAY, uint32_t, uint64_t, RF_MIRROR_BUCKET_MAX, 0)                       \
     X(SOURCES, sources, LRU_HASH, union rf_mirror_address, uint64_t, 0, 0)                        \
