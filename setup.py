@@ -130,7 +130,7 @@ class BuildCore(build_ext):
         if lacking and MIRROR not in ("", "0"):
             sys.exit(lacking)
         if lacking:
-            self.announce(f"reflector is built without its mirror: {lacking}", level=3)
+            print(f"reflector is built without its mirror: {lacking}", file=sys.stderr)
             self.extensions = [ext for ext in self.extensions if ext.name != "reflector._mirror"]
         super().run()
 

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import place
-from counting import pss_bytes
 from held import FILE_LIMIT
 from place import BenchError, Process, Tools, progress, reflector
 from result import Figure
@@ -28,12 +27,18 @@ def mirrored(tools: Tools) -> list[Figure]:
 
 
 def _memory(process: Process) -> int:
-    """Return the user memory of the reflector, and the kernel's for its BPF maps and programs."""
-    return pss_bytes(process.pid) + sum(
-        int(found[1])
-        for info in Path(f"/proc/{process.pid}/fdinfo").iterdir()
-        if (found := re.search(r"^memlock:\s+(\d+)", info.read_text(), re.MULTILINE))
-    )
+    """Return the reflector's own memory, and the kernel's for its BPF maps and program.
+
+    Not the pages of files, whose share changes with the other processes that map them.
+    """
+    own = _read(Path(f"/proc/{process.pid}/smaps_rollup"), r"^Anonymous:\s+(\d+) kB") * 1024
+    files = Path(f"/proc/{process.pid}/fdinfo").iterdir()
+    return own + sum(_read(file, r"^memlock:\s+(\d+)") for file in files)
+
+
+def _read(path: Path, pattern: str) -> int:
+    found = re.search(pattern, path.read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def _flows(tools: Tools) -> list[Figure]:

@@ -173,8 +173,8 @@ cdef class Mirror:
                    bint accepting=True):
         """Sets the limits of new connections a second (0: none). Raises OSError.
 
-        `default_allow` is for sources in no network; `accepting` false refuses
-        what is new and lets go on what is open.
+        `default_allow` is for sources in no network; `accepting` false leaves
+        what is new to the stack, or the next mirror, and lets go on what is open.
         """
         cdef core.rf_mirror_limits limits
         cdef int r

@@ -33,6 +33,8 @@ Examples:
                                        node, is that node's own SSH service
   reflector 10022:22 10080:80          the same for SSH and HTTP
   reflector --bind 192.0.2.7 10022:22  on one address of this host only
+  reflector --engine mirror 10022:22   in the kernel: a check that only connects
+                                       fails too when the service does (root)
   reflector demo                       see it work on this machine first
 
 A MAPPING is {GRAMMAR}:
@@ -47,6 +49,15 @@ A MAPPING is {GRAMMAR}:
 Peers that --allow and --deny leave out are reset. With neither, all are served;
 with any --allow, only those in a network allowed. Of the networks that a peer
 is in, the smallest decides: --allow 192.0.2.0/24 --deny 192.0.2.7.
+
+Engines. splice accepts each connection and opens another one back. It needs no
+privilege, but the kernel completes a handshake before the service has said a
+word. mirror has the kernel turn every packet round (BPF): the service's own
+answer is what the peer gets, also to a SYN, and nothing is kept per connection,
+so --max-connections, --max-per-source and the timeouts do not apply; --rate and
+--rate-per-source do. It sees packets before the firewall of this host does, and
+two mappings must not return to the same port. This host's own connections, and
+interfaces that are not mirrored, are served by splice under the same mapping.
 
 Limits hold always. At --max-connections new connections wait until one ends.
 Past --max-per-source they are reset. A return leg that is refused, unreachable

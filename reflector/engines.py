@@ -3,7 +3,7 @@
 import logging
 
 from reflector.engine import Engine, SpliceEngine
-from reflector.errors import StartError
+from reflector.errors import StartError, UsageError
 from reflector.mapping import Mapping
 from reflector.settings import SETTINGS, Settings
 
@@ -16,14 +16,16 @@ _OF_MIRROR = ("rate", "rate_per_source", "interface")
 def start_engine(mappings: tuple[Mapping, ...], settings: Settings) -> Engine:
     """Bind every port and begin to accept, with the engine that the settings ask for.
 
-    Raises StartError, with nothing left bound, where the host does not allow it, and where a
-    setting is asked for that the engine does not have.
+    Raises StartError, with nothing left bound, where the host does not allow it, and UsageError
+    for a setting that the engine does not have.
     """
+    if settings.engine == "splice":
+        for option in _options_of_mirror(settings):
+            raise UsageError(f"{option}: the splice engine has no such thing (--engine mirror has)")
     splice = SpliceEngine(mappings, settings)
     try:
         engine = splice if settings.engine == "splice" else _mirror(splice, settings)
         if engine is splice:
-            _refuse_settings_of_mirror(settings)
             splice.start()
         return engine
     except BaseException:
@@ -41,6 +43,8 @@ def _mirror(splice: SpliceEngine, settings: Settings) -> Engine:
     except MirrorUnavailable as error:
         if settings.engine == "mirror":
             raise
+        for option in _options_of_mirror(settings):
+            raise StartError(f"{option} takes the mirror, and {error}") from error
         log.info("engine auto: splice, since %s", error)
         return splice
     if settings.engine == "auto":
@@ -48,8 +52,6 @@ def _mirror(splice: SpliceEngine, settings: Settings) -> Engine:
     return mirror
 
 
-def _refuse_settings_of_mirror(settings: Settings) -> None:
-    for name in _OF_MIRROR:
-        if getattr(settings, name):
-            option = SETTINGS[name].option
-            raise StartError(f"{option}: only the mirror engine has it (--engine mirror)")
+def _options_of_mirror(settings: Settings) -> list[str]:
+    """Return those options that were given and are the mirror's alone."""
+    return [SETTINGS[name].option for name in _OF_MIRROR if getattr(settings, name)]

@@ -46,7 +46,7 @@ def list_interfaces() -> tuple[Interface, ...]:
     with route_socket() as route:
         links = list(route.get_links())
         addresses = list(route.get_addr())
-    masters = {
+    masters: dict[int | None, str] = {
         link["index"]: link.get_attr("IFLA_IFNAME")
         for link in links
         if link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") in _KINDS_OF_MASTERS
@@ -78,8 +78,8 @@ class Changes:
 
         stop: a descriptor whose readability ends the wait.
         """
-        readable, _, _ = select.select([self._socket, stop], [], [], timeout)
-        if self._socket not in readable:
+        readable, _, _ = select.select([self._socket.fileno(), stop], [], [], timeout)
+        if self._socket.fileno() not in readable:
             return False
         while True:
             try:

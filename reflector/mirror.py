@@ -96,7 +96,9 @@ class MirrorEngine:
     def start(self) -> None:
         """Attach to the interfaces and begin to accept. Raises StartError."""
         try:
-            self._adapt(list_interfaces())
+            interfaces = list_interfaces()
+            _refuse_unknown(self._settings.interface, interfaces)
+            self._adapt(interfaces)
             if not self._attached:
                 raise MirrorUnavailable(
                     "no interface with an address that a mapping listens on can be mirrored "
@@ -331,6 +333,16 @@ def _listens_at(mapping: Mapping, address: Address) -> bool:
 
 def _without_scope(address: Address) -> Address:
     return IPv6Address(int(address)) if isinstance(address, IPv6Address) else address
+
+
+def _refuse_unknown(names: Iterable[str], interfaces: Iterable[Interface]) -> None:
+    """Refuse names of interfaces that are not there at the start. Raises MirrorUnavailable."""
+    there = {interface.name for interface in interfaces}
+    for name in names:
+        if name not in there:
+            raise MirrorUnavailable(
+                f"--interface {name}: this host has no such interface (ip link lists them)"
+            )
 
 
 def _chosen(

@@ -81,13 +81,25 @@ def wheel_files(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-@pytest.fixture
-def extension(wheel: Path) -> Iterator[ELFFile]:
-    """The shared object in the wheel."""
+@pytest.fixture(params=["_core", "_mirror"])
+def extension(
+    request: pytest.FixtureRequest, wheel: Path, wheel_files: set[str]
+) -> Iterator[ELFFile]:
+    """A shared object in the wheel."""
+    name = f"reflector/{request.param}.abi3.so"
+    if request.param == "_mirror" and name not in wheel_files:
+        pytest.skip(f"the mirror was not built: {lacking_for_mirror()}")
     with zipfile.ZipFile(wheel) as archive:
         file: BinaryIO
-        with archive.open("reflector/_core.abi3.so") as file:
+        with archive.open(name) as file:
             yield ELFFile(file)
+
+
+def lacking_for_mirror() -> str:
+    """What the mirror's program lacks here to be compiled; empty when nothing is lacking."""
+    command = [sys.executable, str(TOOLS / "mirror_program.py"), os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr.strip() if done.returncode else ""
 
 
 def metadata(wheel: Path) -> Message:
@@ -109,11 +121,69 @@ def test_wheel_is_tagged_for_every_cpython_since_3_10(wheel: Path) -> None:
     assert wheel.name.startswith(f"reflector-{VERSION}-cp310-abi3-linux_")
 
 
-def test_wheel_holds_the_python_side_and_one_extension(wheel_files: set[str]) -> None:
+def test_wheel_holds_the_python_side_and_its_extensions(wheel_files: set[str]) -> None:
     python = {f"reflector/{path.name}" for path in (ROOT / "reflector").glob("*.py*")}
-    sources = {"reflector/_core.pyx", "reflector/_core.pxd"}
+    sources = {name for name in python if name.endswith((".pyx", ".pxd"))}
+    built = {"reflector/_core.abi3.so"}
+    if not lacking_for_mirror():
+        built.add("reflector/_mirror.abi3.so")
     packaged = {name for name in wheel_files if ".dist-info/" not in name}
-    assert packaged == (python - sources) | {"reflector/py.typed", "reflector/_core.abi3.so"}
+    assert packaged == (python - sources) | built | {"reflector/py.typed"}
+
+
+def build_in_place(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Build the extensions of a copy of the sources, into that folder."""
+    for name in (
+        "csrc",
+        "reflector",
+        "tools",
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ):
+        source, target = ROOT / name, folder / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        else:
+            shutil.copy2(source, target)
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=folder,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def test_build_without_clang_leaves_the_mirror_out(tmp_path: Path) -> None:
+    done = build_in_place(tmp_path, CLANG="no-such-clang")
+    assert done.returncode == 0, done.stdout
+    assert {path.name for path in tmp_path.glob("reflector/*.so")} == {"_core.abi3.so"}
+    assert "without its mirror" in done.stdout
+    assert "lacking: no-such-clang" in done.stdout
+
+
+def test_build_without_clang_fails_where_the_mirror_is_asked_for(tmp_path: Path) -> None:
+    done = build_in_place(tmp_path, CLANG="no-such-clang", REFLECTOR_MIRROR="1")
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert "lacking: no-such-clang" in line
+
+
+def test_build_takes_a_program_that_was_compiled_elsewhere(tmp_path: Path) -> None:
+    if lacking_for_mirror():
+        pytest.skip(lacking_for_mirror())
+    header = tmp_path / "program.h"
+    run(sys.executable, TOOLS / "mirror_program.py", header)
+    environment = {"CLANG": "no-such-clang", "REFLECTOR_MIRROR": "1"}
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    done = build_in_place(folder, REFLECTOR_MIRROR_PROGRAM=str(header), **environment)
+    assert done.returncode == 0, done.stdout
+    assert (folder / "reflector" / "_mirror.abi3.so").exists()
 
 
 def test_wheel_holds_the_licence(wheel_files: set[str]) -> None:
@@ -141,7 +211,8 @@ def test_extension_exports_nothing_but_its_entry(extension: ELFFile) -> None:
         for symbol in symbols.iter_symbols()
         if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_info"]["bind"] != "STB_LOCAL"
     }
-    assert exported - {"_init", "_fini"} == {"PyInit__core"}
+    (entry,) = exported - {"_init", "_fini"}
+    assert entry in ("PyInit__core", "PyInit__mirror")
 
 
 def test_extension_is_hardened(extension: ELFFile) -> None:

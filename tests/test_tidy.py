@@ -14,7 +14,7 @@ MAX_FUNCTION_LINES = 80
 MAX_COLUMNS = 100
 
 OURS = (".c", ".h", ".py", ".pyi", ".pyx", ".pxd", ".toml", ".yml", ".md", ".in", "dev", "run")
-CORE = sorted((ROOT / "csrc").glob("*.[ch]"))
+CORE = sorted([*(ROOT / "csrc").glob("*.[ch]"), *(ROOT / "csrc/mirror").glob("*.[ch]")])
 
 
 def our_files() -> list[Path]:

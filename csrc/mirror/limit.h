@@ -92,8 +92,6 @@ static __always_inline uint32_t judge_connection(const struct packet *packet,
     uint64_t *bucket;
     uint64_t now_ns;
 
-    if (!settings->accepting)
-        return RF_MIRROR_COUNTER_LIMITED_DRAINING;
     if (is_denied(&packet->source, settings))
         return RF_MIRROR_COUNTER_LIMITED_DENIED;
     if (!settings->interval_ns && !settings->source_interval_ns)

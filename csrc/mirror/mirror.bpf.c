@@ -135,6 +135,9 @@ static __always_inline int mirror_packet(struct __sk_buff *skb, struct packet *p
     }
 
     bool is_new = !finding.is_reply && (packet->protocol == PROTOCOL_UDP || is_syn(packet));
+    /* Whoever is next may take it: another mirror of these ports, or the stack, which refuses. */
+    if (is_new && !settings->accepting)
+        return TC_ACT_UNSPEC;
     if (is_new) {
         uint32_t verdict = judge_connection(packet, settings);
         if (verdict != RF_MIRROR_COUNTER_ACCEPTED) {

@@ -59,7 +59,7 @@ struct rf_mirror_limits {
     uint32_t rate;            /* new connections a second; 0: no limit */
     uint32_t rate_per_source; /* likewise, of an IPv4 address or an IPv6 /64 */
     uint8_t default_allow;    /* for addresses in no network */
-    uint8_t accepting;        /* 0: new connections are refused */
+    uint8_t accepting;        /* 0: new connections are left to the stack */
 };
 
 /*

@@ -26,6 +26,12 @@
 #define EXTENSION_HEADERS_MAX 8
 #define OPTIONS_MAX 8
 
+/*
+ * Before a loop: without CAP_PERFMON the verifier also follows what a processor
+ * may do when it guesses wrong, and in a loop it might guess so for ever.
+ */
+#define UNROLL _Pragma("clang loop unroll(full)")
+
 enum {
     ETHERTYPE_IPV4 = 0x0800,
     ETHERTYPE_IPV6 = 0x86dd,
@@ -121,6 +127,7 @@ static __always_inline void map_v4(union rf_mirror_address *ret_address, uint32_
  */
 static __always_inline bool is_source_routed(struct __sk_buff *skb, uint32_t at, uint32_t end)
 {
+    UNROLL
     for (int i = 0; i < OPTIONS_MAX; i++) {
         uint8_t option[2];
         if (at + 2 > end || bpf_skb_load_bytes(skb, at, option, sizeof(option)) < 0)
@@ -173,6 +180,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *pack
 static __always_inline int skip_extensions(struct __sk_buff *skb, struct packet *packet,
                                            uint8_t next)
 {
+    UNROLL
     for (int i = 0; i <= EXTENSION_HEADERS_MAX; i++) {
         uint8_t head[4]; /* next header, length, then the fragment's offset */
         if (next == PROTOCOL_TCP || next == PROTOCOL_UDP || next == PROTOCOL_ICMPV6) {
@@ -187,7 +195,8 @@ static __always_inline int skip_extensions(struct __sk_buff *skb, struct packet 
                 return -1;
             packet->fragmented = 1;
             packet->l4 += 8;
-        } else if (next == PROTOCOL_DESTINATION_OPTIONS || (next == PROTOCOL_HOP_BY_HOP && i == 0)) {
+        } else if (next == PROTOCOL_DESTINATION_OPTIONS ||
+                   (next == PROTOCOL_HOP_BY_HOP && i == 0)) {
             packet->l4 += (head[1] + 1U) * 8;
         } else {
             return -1;

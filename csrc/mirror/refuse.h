@@ -40,6 +40,7 @@ static __always_inline uint32_t sum_pseudo_header(const struct packet *packet)
     uint32_t sum = bpf_htons(RESET_LENGTH) + bpf_htons(PROTOCOL_TCP);
     int first = packet->is_ipv4 ? 6 : 0; /* the rest of a v4-mapped address is no part of it */
 
+    UNROLL
     for (int i = 0; i < 8; i++) {
         if (i < first)
             continue;
@@ -89,6 +90,7 @@ static __noinline int refuse_connection(struct __sk_buff *skb, struct packet *pa
     if (partial) {
         words[4] = fold(sum);
     } else {
+        UNROLL
         for (int i = 0; i < RESET_LENGTH / 4; i++)
             sum += (words[i] & 0xffff) + (words[i] >> 16);
         words[4] = (uint16_t)~fold(sum);

@@ -87,7 +87,6 @@ enum {
     X(CONNECTED, "connected", "SYN|ACKs that came back")                                          \
     X(REFUSED, "refused", "connections that the service's host refused")                          \
     X(UNREACHABLE, "unreachable", "other unreachables turned round to the peer")                  \
-    X(LIMITED_DRAINING, "limited_draining", "new connections refused while draining")             \
     X(LIMITED_DENIED, "limited_denied", "new connections refused: network denied")                \
     X(LIMITED_RATE, "limited_rate", "new connections refused: rate of all")                       \
     X(LIMITED_SOURCE, "limited_source", "new connections refused: rate of the source")            \

@@ -151,6 +151,10 @@ class Wire:
         self._mirror.begin()
         return self._mirror
 
+    def detach(self) -> None:
+        """Take the mirror away; another one has to answer from now on."""
+        self._mirror.detach(self.ifindex)
+
     def send(self, *sent: bytes | Frame) -> Seen:
         """Put frames on the cable; returns when the mirror is done with all of them."""
         frames = [one if isinstance(one, Frame) else Frame(one) for one in sent]
