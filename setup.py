@@ -6,10 +6,12 @@ Environment switches (each mode keeps its objects in a directory of its own unde
     REFLECTOR_SANITIZE=thread               the same and RF_SANITIZE_THREAD
     REFLECTOR_WERROR=1                      warnings are errors, in C core and Cython layer
 
-The mirror's BPF program takes clang and more to compile (tools/mirror_program.py). Without them the
-package has no reflector._mirror, which it does without:
+The mirror takes clang, for its BPF program (tools/mirror_program.py), and libbpf, which loads it.
+Without them the package has no reflector._mirror, which it does without:
     REFLECTOR_MIRROR=1                      what is lacking is an error; =0: not even tried
     REFLECTOR_MIRROR_PROGRAM=PATH           a header that tools/mirror_program.py made elsewhere
+    REFLECTOR_LIBBPF=PREFIX                 PREFIX/include, and PREFIX/lib/lib{bpf,elf,z}.a to be
+                                            linked in, in place of the system's libbpf.so
 """
 
 import os
@@ -36,6 +38,7 @@ WERROR = os.environ.get("REFLECTOR_WERROR", "0") not in ("", "0")
 SANITIZE = os.environ.get("REFLECTOR_SANITIZE", "")
 MIRROR = os.environ.get("REFLECTOR_MIRROR", "")
 MIRROR_PROGRAM = os.environ.get("REFLECTOR_MIRROR_PROGRAM", "")
+LIBBPF = os.environ.get("REFLECTOR_LIBBPF", "")
 if not re.fullmatch(r"(|thread|address|undefined|address,undefined)", SANITIZE):
     sys.exit(f"REFLECTOR_SANITIZE={SANITIZE}: it may be address, undefined, both, or thread")
 
@@ -73,6 +76,23 @@ CORE_WARNINGS = [
 CYTHON_WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 
 LINK_FLAGS = ["-pthread", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack"]
+
+# What reflector._mirror is compiled and linked with beside that. Hidden, the libraries within it
+# cannot meet others of their kind in the process.
+LIBBPF_INCLUDE = ["-isystem", f"{LIBBPF}/include"] if LIBBPF else []
+LIBBPF_LINK = (
+    [*(f"{LIBBPF}/lib/lib{name}.a" for name in ("bpf", "elf", "z")), "-Wl,--exclude-libs,ALL"]
+    if LIBBPF
+    else ["-lbpf"]
+)
+LIBBPF_PROBE = """
+#include <bpf/libbpf.h>
+#if LIBBPF_MAJOR_VERSION < 1
+#error "too old"
+#endif
+int probe(void);
+int probe(void) { return (int)libbpf_major_version(); }
+"""
 
 
 def mode_flags() -> tuple[list[str], list[str]]:
@@ -124,15 +144,25 @@ class BuildPerMode(build):
 class BuildCore(build_ext):
     """`build_ext` that gives the C core stricter warnings than the file that Cython generates."""
 
-    def run(self) -> None:
-        """Leaves the mirror out where its program cannot be compiled, then builds the rest."""
-        lacking = "REFLECTOR_MIRROR=0" if MIRROR == "0" else self.make_mirror_program()
+    def build_extensions(self) -> None:
+        """Leaves the mirror out where something that it takes is lacking, then builds the rest."""
+        lacking = "REFLECTOR_MIRROR=0" if MIRROR == "0" else self.prepare_mirror()
         if lacking and MIRROR not in ("", "0"):
             sys.exit(lacking)
         if lacking:
             print(f"reflector is built without its mirror: {lacking}", file=sys.stderr)
             self.extensions = [ext for ext in self.extensions if ext.name != "reflector._mirror"]
-        super().run()
+        super().build_extensions()
+
+    def prepare_mirror(self) -> str:
+        """Sees to what the mirror takes beside a C compiler; what is lacking, or empty."""
+        if not self.builds(LIBBPF_PROBE, [*LIBBPF_INCLUDE, *LIBBPF_LINK]):
+            wanted = f"{LIBBPF}/include and {LIBBPF}/lib/lib{{bpf,elf,z}}.a" if LIBBPF else "libbpf"
+            return (
+                f"the mirror needs clang and libbpf to be built; lacking: {wanted}, "
+                f"1.0 or later (Debian: libbpf-dev)"
+            )
+        return self.make_mirror_program()
 
     def make_mirror_program(self) -> str:
         """Compiles the mirror's program for the kernel; what was lacking, or empty."""
@@ -153,16 +183,21 @@ class BuildCore(build_ext):
         if not self.force and not newer_group(inputs, self.get_ext_fullpath(ext.name)):
             return
         compile_flags, link_flags = mode_flags()
+        is_mirror = ext.name == "reflector._mirror"
+        include_flags = LIBBPF_INCLUDE if is_mirror else []
         werror = ["-Werror"] if WERROR else []
         ext.extra_objects = self.compiler.compile(
             CORE_SOURCES[ext.name],
             output_dir=self.build_temp,
             macros=ext.define_macros,
             include_dirs=[*ext.include_dirs, self.build_temp],
-            extra_postargs=self.known(["-std=c11", *compile_flags, *CORE_WARNINGS]) + werror,
+            extra_postargs=self.known(["-std=c11", *compile_flags, *CORE_WARNINGS])
+            + include_flags
+            + werror,
         )
         ext.extra_compile_args = self.known([*compile_flags, *CYTHON_WARNINGS]) + werror
         ext.extra_link_args = self.known(link_flags, link=True)
+        ext.extra_link_args += LIBBPF_LINK if is_mirror else []
         # setuptools' own step finds the C file and has nothing left to translate.
         ext.sources = cythonize(ext, build_dir=self.build_temp, quiet=True, **CYTHON)[0].sources
         super().build_extension(ext)
@@ -175,14 +210,18 @@ class BuildCore(build_ext):
 
     def accepts(self, flags: list[str], link: bool) -> bool:
         """Whether a tiny program builds with all of these flags and without a warning."""
+        # A function without a prototype would trip the strict warnings themselves.
+        source = "int probe(void);\nint probe(void) { return 0; }\n"
+        return self.builds(source, flags if link else ["-Werror", "-c", *flags], link)
+
+    def builds(self, source: str, flags: list[str], link: bool = True) -> bool:
+        """Whether that C source becomes a shared object (else, without `link`, an object file)."""
         with tempfile.TemporaryDirectory() as scratch:
             probe = Path(scratch, "probe.c")
-            # A function without a prototype would trip the strict warnings themselves.
-            probe.write_text("int probe(void);\nint probe(void) { return 0; }\n")
-            command = [*self.compiler.compiler_so, "-Werror", "-c", str(probe)]
-            if link:
-                command = [*self.compiler.linker_so, str(probe)]
-            command += [*flags, "-o", str(Path(scratch, "probe.out"))]
+            probe.write_text(source)
+            command = self.compiler.linker_so if link else self.compiler.compiler_so
+            # -fPIC comes with the command that compiles, not with the one that links.
+            command = [*command, "-fPIC", str(probe), *flags, "-o", str(Path(scratch, "probe.out"))]
             return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 

@@ -10,6 +10,11 @@ cdef extern from "mirror/mirror.h" nogil:
     struct rf_mirror:
         pass
 
+    enum rf_mirror_how:
+        RF_MIRROR_ANY
+        RF_MIRROR_TCX
+        RF_MIRROR_CLSACT
+
     struct rf_mirror_failure:
         const char *syscall
         const char *what
@@ -45,9 +50,10 @@ cdef extern from "mirror/mirror.h" nogil:
     int rf_mirror_set_never(rf_mirror *mirror, const uint8_t (*addresses)[16], size_t count)
     int rf_mirror_set_networks(rf_mirror *mirror, const rf_mirror_network *networks, size_t count)
     int rf_mirror_set_limits(rf_mirror *mirror, const rf_mirror_limits *limits)
-    int rf_mirror_attach(rf_mirror *mirror, uint32_t ifindex, uint32_t link_header_length)
+    int rf_mirror_attach(rf_mirror *mirror, uint32_t ifindex, uint32_t link_header_length,
+                         rf_mirror_how how, rf_mirror_failure *ret_failure)
+    rf_mirror_how rf_mirror_attached_by(const rf_mirror *mirror, uint32_t ifindex)
     int rf_mirror_detach(rf_mirror *mirror, uint32_t ifindex)
-    int rf_mirror_program_fd(const rf_mirror *mirror)
     int rf_mirror_keep_alive(rf_mirror *mirror, uint64_t deadline_ns)
     const char *rf_mirror_counter_name(unsigned counter)
     int rf_mirror_stats(const rf_mirror *mirror, uint32_t mapping, rf_mirror_counters *ret_counters)

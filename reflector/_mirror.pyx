@@ -13,6 +13,8 @@ from libc.string cimport memcpy
 
 cimport reflector._mirror as core
 
+HOW = {"any": core.RF_MIRROR_ANY, "tcx": core.RF_MIRROR_TCX, "clsact": core.RF_MIRROR_CLSACT}
+
 
 cdef object convert_error(int r, str syscall, str what=None, str reason=None):
     """The one place where -errno becomes OSError, naming the system call."""
@@ -20,6 +22,15 @@ cdef object convert_error(int r, str syscall, str what=None, str reason=None):
     error = OSError(-r, ": ".join(words))
     error.syscall = syscall
     return error
+
+
+cdef object convert_failure(int r, const core.rf_mirror_failure *failure):
+    return convert_error(
+        r,
+        failure.syscall.decode() if failure.syscall is not NULL else None,
+        failure.what.decode() if failure.what is not NULL else None,
+        failure.reason.decode(errors="replace"),
+    )
 
 
 cdef int copy_address(uint8_t *ret_address, object address) except -1:
@@ -58,12 +69,7 @@ cdef class Mirror:
         with nogil:
             r = core.rf_mirror_new(mappings, max_sources, &self.mirror, &failure)
         if r < 0:
-            raise convert_error(
-                r,
-                failure.syscall.decode() if failure.syscall is not NULL else None,
-                failure.what.decode() if failure.what is not NULL else None,
-                failure.reason.decode(errors="replace"),
-            )
+            raise convert_failure(r, &failure)
 
     def __dealloc__(self):
         core.rf_mirror_free(self.mirror)
@@ -78,26 +84,34 @@ cdef class Mirror:
         core.rf_mirror_free(self.mirror)
         self.mirror = NULL
 
-    def attach(self, uint32_t ifindex, uint32_t link_header_length):
+    def attach(self, uint32_t ifindex, uint32_t link_header_length, str how="any"):
         """Attaches to an interface whose link header has so many bytes: 14 or 0.
 
-        Raises OSError; EOPNOTSUPP where the kernel has no tcx: then `program_fd`
-        is for a filter of clsact, and the interface is admitted already.
+        `how` is "tcx", "clsact", or "any": tcx where the kernel has it, else
+        clsact. What is attached by clsact has to be detached from a thread in
+        the same network namespace. Returns which of both it is.
+
+        Raises OSError with `syscall`: ENODEV where there is no such interface,
+        EEXIST when it is attached, EOPNOTSUPP where the kernel has no tcx,
+        EBUSY when too many processes mirror the interface by clsact.
         """
-        cdef int r = core.rf_mirror_attach(self.handle(), ifindex, link_header_length)
+        cdef core.rf_mirror *mirror = self.handle()
+        cdef core.rf_mirror_failure failure
+        cdef int r
+
+        if how not in HOW:
+            raise ValueError(f"how={how!r}; it may be {', '.join(HOW)}")
+        r = core.rf_mirror_attach(mirror, ifindex, link_header_length, HOW[how], &failure)
         if r < 0:
-            raise convert_error(r, "bpf", "attach")
+            raise convert_failure(r, &failure)
+        attached = core.rf_mirror_attached_by(mirror, ifindex)
+        return next(name for name in HOW if HOW[name] == attached)
 
     def detach(self, uint32_t ifindex):
         """Detaches from an interface. Raises OSError; ENOENT when it was not attached."""
         cdef int r = core.rf_mirror_detach(self.handle(), ifindex)
         if r < 0:
             raise convert_error(r, "bpf", "detach")
-
-    @property
-    def program_fd(self):
-        """The program's descriptor, which stays the mirror's."""
-        return core.rf_mirror_program_fd(self.handle())
 
     def set_routes(self, routes):
         """Replaces the routes: (protocol, port, return port, mapping, local address).

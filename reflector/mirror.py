@@ -16,7 +16,6 @@ from dataclasses import replace
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 
-from reflector import clsact
 from reflector.engine import SpliceEngine, Stats
 from reflector.errors import StartError
 from reflector.interfaces import Address, Changes, Interface, list_interfaces
@@ -40,7 +39,7 @@ _ALIVE_FOR = 4.0
 
 _ALWAYS = (1 << 64) - 1
 
-_BY_TCX, _BY_CLSACT = "tcx", "clsact"
+_BY_CLSACT = "clsact"
 
 # Route: protocol, port, return port, number of the mapping, address of 16 bytes
 Route = tuple[int, int, int, int, bytes]
@@ -67,8 +66,6 @@ class MirrorEngine:
         _refuse_ambiguous(splice.mappings)
         self._mirror = _load(len(splice.mappings))
         self._attached: dict[int, tuple[str, str]] = {}  # by index: name, by what
-        self._own_clsact: set[int] = set()
-        self._filter = f"reflector-{os.getpid()}-{id(self):x}"
         self._accepting = True
         self._packets, self._quiet_since = 0, 0.0
         self._lock = threading.RLock()  # of the BPF program, which one thread uses at a time
@@ -218,8 +215,7 @@ class MirrorEngine:
 
     def _sign(self) -> None:
         """Tell the program until when it may act."""
-        deadline = time.monotonic() + _ALIVE_FOR
-        self._mirror.keep_alive(int(deadline * 1e9) if self._uses_clsact() else _ALWAYS)
+        self._mirror.keep_alive(_soon() if self._uses_clsact() else _ALWAYS)
 
     def _adapt(self, interfaces: Sequence[Interface]) -> None:
         """Bring routes and attachments in line with these interfaces.
@@ -232,38 +228,33 @@ class MirrorEngine:
         with self._lock:
             self._mirror.set_never([_packed(address) for address in {*own, *broadcasts}])
             self._mirror.set_routes(_routes(self.mappings, own))
-            there = {interface.index for interface in interfaces}
             for index in [index for index in self._attached if index not in wanted]:
-                self._detach(index, is_gone=index not in there)
+                self._detach(index)
             for index, interface in wanted.items():
                 if index not in self._attached:
                     self._attach(interface)
             self._sign()
 
     def _attach(self, interface: Interface) -> None:
-        index, length = interface.index, interface.link_header_length or 0
+        # No filter that a kill leaves behind may act for ever, not even one that is just made.
+        self._mirror.keep_alive(_soon())
         try:
-            self._mirror.attach(index, length)
-            how = _BY_TCX
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            if clsact.add_filter(index, self._mirror.program_fd, self._filter):
-                self._own_clsact.add(index)
-            how = _BY_CLSACT
-        self._attached[index] = (interface.name, how)
+            how = self._mirror.attach(interface.index, interface.link_header_length or 0)
+            self._attached[interface.index] = (interface.name, how)
+        finally:
+            self._sign()
 
-    def _detach(self, index: int, is_gone: bool = False) -> None:
-        _, how = self._attached.pop(index)
-        is_own = index in self._own_clsact
-        self._own_clsact.discard(index)
+    def _detach(self, index: int) -> None:
+        del self._attached[index]
         try:
-            if how == _BY_CLSACT and not is_gone:
-                clsact.remove_filters(index, self._filter, is_own)
             self._mirror.detach(index)
         except OSError as error:
-            if error.errno != errno.ENODEV:
-                log.warning("the mirror is not detached as it should be: %s", error)
+            log.warning("the mirror is not detached as it should be: %s", error)
+
+
+def _soon() -> int:
+    """Return when a filter that sees no sign of life until then stops to act."""
+    return int((time.monotonic() + _ALIVE_FOR) * 1e9)
 
 
 def _readable(descriptor: int) -> bool:
@@ -279,7 +270,7 @@ def _load(mappings: int) -> Any:
     except ImportError as error:
         raise MirrorUnavailable(
             f"the mirror is not part of this build ({error}): install a wheel, or build with "
-            f"clang, bpftool and the headers of libbpf at hand"
+            f"clang and libbpf at hand (Debian: clang, libbpf-dev)"
         ) from None
     try:
         return _mirror.Mirror(mappings, _MAX_SOURCES)

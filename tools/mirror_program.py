@@ -1,48 +1,38 @@
 """Compile the mirror's BPF program and write it as a C header: `mirror_program.py HEADER`.
 
-The header holds the instructions and says which of them name which map; csrc/mirror/load.c puts the
-maps' descriptors there and hands the whole to bpf(2). So neither libbpf nor libelf is needed where
-it runs. (The loader that `bpftool gen skeleton -L` makes would do that too, but its own program
-calls helpers that need CAP_PERFMON.) The instructions are the same for every little-endian machine.
+The header holds the object file as it is, an array of bytes, which csrc/mirror/load.c hands to
+libbpf. It has BTF, which says what the maps are like and gives the verifier's words their lines, and
+no other debug information. It is the same for every little-endian machine.
 
-Needs clang (CLANG names another one), the headers of libbpf, and pyelftools; exits with 1 and one
-line that names what is lacking.
+Needs clang (CLANG names another one) and the headers of libbpf (REFLECTOR_LIBBPF: below this
+prefix); exits with 1 and one line that names what is lacking.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import struct
 import subprocess
 import sys
 import sysconfig
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "mirror" / "mirror.bpf.c"
-SECTION = "tc"
-CALLED = ".text"  # what the program calls and does not inline
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = "csrc/mirror/mirror.bpf.c"
 
-# linux/bpf.h and the ABI of BPF (RFC 9669, section 4.4; LLVM's ELFRelocs/BPF.def).
-R_BPF_64_64 = 1
-R_BPF_64_32 = 10
-INSTRUCTION = struct.Struct("<BBhi")
+LACKING = "the mirror needs clang and libbpf to be built; lacking: "
 
-LACKING = "the mirror needs clang, the headers of libbpf and pyelftools to be built; lacking: "
+FLAGS = ["-O2", "-g", "-target", "bpfel", "-mcpu=v2", "-ffreestanding", "-std=gnu11"]
+FLAGS += ["-Wall", "-Wextra"]
 
-FLAGS = ["-O2", "-target", "bpfel", "-mcpu=v2", "-ffreestanding", "-std=gnu11", "-Wall", "-Wextra"]
+BYTES_A_LINE = 20
 
 
 def find_lacking(clang: str) -> str:
     """Name the first thing that is lacking to build the program; empty when all is there."""
     if not shutil.which(clang):
         return clang
-    try:
-        import elftools  # noqa: F401
-    except ImportError:
-        return "pyelftools"
     probe = subprocess.run(
         [clang, *FLAGS, *include_flags(), "-fsyntax-only", "-x", "c", "-"],
         input="#include <linux/bpf.h>\n#include <bpf/bpf_helpers.h>\n",
@@ -58,84 +48,48 @@ def find_lacking(clang: str) -> str:
 
 
 def include_flags() -> list[str]:
-    """Where Debian keeps asm/types.h, which clang does not look for when the target is bpf."""
+    """Where libbpf's headers are, and asm/types.h, which clang misses when the target is bpf."""
+    prefix = os.environ.get("REFLECTOR_LIBBPF")
     multiarch = sysconfig.get_config_var("MULTIARCH")
-    return ["-idirafter", f"/usr/include/{multiarch}"] if multiarch else []
+    flags = ["-isystem", f"{prefix}/include"] if prefix else []
+    return flags + (["-idirafter", f"/usr/include/{multiarch}"] if multiarch else [])
 
 
 def compile_program(clang: str, output: Path) -> None:
     """Compile the program into an object file. Raises SystemExit with the compiler's words."""
-    command = [clang, *FLAGS, "-Werror", *include_flags(), "-c", str(SOURCE), "-o", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # BTF names the sources: as they are in the project, wherever that is.
+    names = f"-ffile-prefix-map={ROOT}=."
+    command = [clang, *FLAGS, "-Werror", names, *include_flags(), "-c", SOURCE, "-o", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr.strip()}")
+    strip_program(clang, output)
 
 
-def read_program(path: Path) -> tuple[list[bytes], list[tuple[int, str]]]:
-    """Read instructions and (instruction, map) pairs; what the program calls comes after it."""
-    from elftools.elf.elffile import ELFFile
-    from elftools.elf.relocation import RelocationSection
-    from elftools.elf.sections import SymbolTableSection
-
-    code: list[bytes] = []
-    maps: list[tuple[int, str]] = []
-    with path.open("rb") as file:
-        elf = ELFFile(file)
-        symbols = elf.get_section_by_name(".symtab")
-        assert isinstance(symbols, SymbolTableSection)
-        sections = {section.name: section for section in elf.iter_sections()}
-        data = {name: sections[name].data() for name in (SECTION, CALLED)}
-        called_at = len(data[SECTION]) // INSTRUCTION.size
-        for name, start in ((SECTION, 0), (CALLED, called_at)):
-            code += (bytes(data[name][i : i + 8]) for i in range(0, len(data[name]), 8))
-            relocations = elf.get_section_by_name(f".rel{name}")
-            if not isinstance(relocations, RelocationSection):
-                continue
-            for relocation in relocations.iter_relocations():
-                at = start + relocation["r_offset"] // INSTRUCTION.size
-                symbol = symbols.get_symbol(relocation["r_info_sym"])
-                kind = relocation["r_info_type"]
-                if kind == R_BPF_64_64 and symbol.name.endswith("_map"):
-                    maps.append((at, symbol.name.removesuffix("_map")))
-                elif kind == R_BPF_64_32:
-                    target = called_at + symbol["st_value"] // INSTRUCTION.size
-                    code[at] = relocate_call(code[at], at, target)
-                else:
-                    raise SystemExit(f"{path}: a relocation of type {kind} to {symbol.name!r}")
-    return code, maps
+def strip_program(clang: str, output: Path) -> None:
+    """Take DWARF out, a third of the file, where LLVM's strip is there; BTF stays."""
+    named = subprocess.run(
+        [clang, "-print-prog-name=llvm-strip"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    strip = shutil.which(named or "llvm-strip")
+    if strip:
+        subprocess.run([strip, "-g", str(output)], check=True)
 
 
-def relocate_call(instruction: bytes, at: int, target: int) -> bytes:
-    """Make a call relative to itself, as the kernel counts; it was relative to `target` - 1."""
-    opcode, registers, offset, immediate = INSTRUCTION.unpack(instruction)
-    return INSTRUCTION.pack(opcode, registers, offset, target + immediate - at)
-
-
-def write_header(path: Path, code: list[bytes], maps: list[tuple[int, str]]) -> None:
+def write_header(path: Path, program: bytes) -> None:
     """Write the C header that csrc/mirror/load.c includes."""
-    instructions = [f"    {int.from_bytes(one, 'little'):#018x}," for one in code]
-    relocations = [f"    {{{at}, RF_MIRROR_MAP_{name.upper()}}}," for at, name in maps]
+    rows = [program[at : at + BYTES_A_LINE] for at in range(0, len(program), BYTES_A_LINE)]
     lines = [
-        "/* Made from csrc/mirror/ by tools/mirror_program.py. */",
-        "static const uint64_t program_code[] = {",
-        *instructions,
-        "};",
-        "",
-        "static const struct {",
-        "    uint32_t instruction;",
-        "    uint32_t map;",
-        "} program_maps[] = {",
-        *relocations,
+        "/* Made from csrc/mirror/ by tools/mirror_program.py: an object file for BPF. */",
+        "static const unsigned char program_object[] __attribute__((aligned(8))) = {",
+        *("    " + " ".join(f"{byte:#04x}," for byte in row) for row in rows),
         "};",
     ]
-    text = "\n".join(lines) + "\n"
-    if not re.search("RF_MIRROR_MAP_ROUTES", text):
-        raise SystemExit(f"{path}: the program has no maps")
-    path.write_text(text)
+    path.write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
-    """Compile, read, write."""
+    """Compile and write."""
     clang = os.environ.get("CLANG", "clang")
     if len(sys.argv) != 2:
         raise SystemExit("usage: mirror_program.py HEADER")
@@ -145,8 +99,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         compiled = Path(scratch, "mirror.o")
         compile_program(clang, compiled)
-        code, maps = read_program(compiled)
-    write_header(Path(sys.argv[1]), code, maps)
+        write_header(Path(sys.argv[1]), compiled.read_bytes())
 
 
 if __name__ == "__main__":

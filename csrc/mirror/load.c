@@ -1,51 +1,37 @@
 #include "load.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "bpf.h"
+#include <bpf/libbpf.h>
 
-/* The byte code, and which of its instructions name which map; made when the package is built. */
+#include "messages.h"
+
+/* The object file, which is made when the package is built. */
 #include "mirror_program.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "the byte code is that of little-endian machines"
+#error "the program is one for little-endian machines"
 #endif
 
-#define LOG_SIZE (1U << 20)
-#define PSEUDO_MAP_FD 1U /* linux/bpf.h: the immediate value is a descriptor of a map */
+_Static_assert(sizeof(((struct rf_mirror_failure *)0)->reason) == RF_MESSAGES_SIZE,
+               "a reason is what messages.h makes");
 
-static const struct rf_bpf_map MAPS[RF_MIRROR_MAP_MAX] = {
-#define DESCRIBE(id, name, type, key, value, entries, flags)                                      \
-    {#name, RF_BPF_MAP_TYPE_##type, sizeof(key), sizeof(value), entries, RF_BPF_F_##flags},
-    RF_MIRROR_MAPS(DESCRIBE)
-#undef DESCRIBE
+#define LOG_SIZE (1U << 20)
+
+/* The maps by number, as maps.h names them in BTF. */
+static const char *const NAMES[RF_MIRROR_MAP_MAX] = {
+#define NAME(id, name, ...) #name "_map",
+    RF_MIRROR_MAPS(NAME)
+#undef NAME
 };
 
-int rf_load_maps(uint32_t mappings, uint32_t max_sources, int ret_maps[RF_MIRROR_MAP_MAX],
-                 struct rf_mirror_failure *ret_failure)
-{
-    for (unsigned i = 0; i < RF_MIRROR_MAP_MAX; i++) {
-        struct rf_bpf_map map = MAPS[i];
-        if (i == RF_MIRROR_MAP_COUNTERS)
-            map.entries = mappings * RF_MIRROR_COUNTER_MAX;
-        else if (i == RF_MIRROR_MAP_SOURCES)
-            map.entries = max_sources;
-        ret_maps[i] = rf_bpf_create_map(&map);
-        if (ret_maps[i] < 0) {
-            ret_failure->syscall = "bpf";
-            ret_failure->what = MAPS[i].name;
-            return ret_maps[i];
-        }
-    }
-    return 0;
-}
-
-/* The verifier's last words that tell of the matter; the line after them is of its costs. */
-static void find_reason(char *log, char *ret_reason, size_t size)
+/*
+ * The verifier's last words that tell of the matter: the last line, but for
+ * the one of its costs.
+ */
+static const char *find_reason(char *log)
 {
     char *end = log + strlen(log);
 
@@ -54,50 +40,82 @@ static void find_reason(char *log, char *ret_reason, size_t size)
             *--end = '\0';
         char *line = strrchr(log, '\n');
         line = line ? line + 1 : log;
-        if (strncmp(line, "processed ", 10) != 0 || line == log) {
-            snprintf(ret_reason, size, "%s", line);
-            return;
-        }
+        if (strncmp(line, "processed ", 10) != 0 || line == log)
+            return line;
         *line = '\0';
         end = line;
     }
 }
 
-/* Loads it once more, to be told why not. */
-static void explain(const uint64_t *code, size_t count, struct rf_mirror_failure *ret_failure)
+static int set_size(const struct bpf_object *object, unsigned map, uint32_t entries)
 {
-    char *log = calloc(1, LOG_SIZE);
+    struct bpf_map *found = bpf_object__find_map_by_name(object, NAMES[map]);
 
-    if (!log)
-        return;
-    /* A log that is too short keeps its end since Linux 6.4. */
-    int fd = rf_bpf_load_program("rf_mirror", code, count, log, LOG_SIZE);
-    if (fd >= 0)
-        close(fd);
-    find_reason(log, ret_failure->reason, sizeof(ret_failure->reason));
-    free(log);
+    return found ? bpf_map__set_max_entries(found, entries) : -ENOENT;
 }
 
-int rf_load_program(const int maps[RF_MIRROR_MAP_MAX], struct rf_mirror_failure *ret_failure)
+/* Loads what was opened; `log` is for the verifier. */
+static int load(struct bpf_object *object, uint32_t mappings, uint32_t max_sources, char *log,
+                struct rf_loaded *ret_loaded)
 {
-    size_t count = sizeof(program_code) / sizeof(program_code[0]);
-    uint64_t *code = malloc(sizeof(program_code));
+    struct bpf_program *program = bpf_object__find_program_by_name(object, "rf_mirror");
+    struct rf_loaded loaded = {.object = object};
+    int r;
+
+    if (!program)
+        return -ENOENT;
+    r = set_size(object, RF_MIRROR_MAP_COUNTERS, mappings * RF_MIRROR_COUNTER_MAX);
+    if (r == 0)
+        r = set_size(object, RF_MIRROR_MAP_SOURCES, max_sources);
+    /* Written to only when the verifier has refused the program; not used once it is loaded. */
+    if (r == 0)
+        r = bpf_program__set_log_buf(program, log, LOG_SIZE);
+    if (r == 0)
+        r = bpf_object__load(object);
+    if (r < 0)
+        return r;
+    for (unsigned i = 0; i < RF_MIRROR_MAP_MAX; i++) {
+        loaded.maps[i] = bpf_object__find_map_fd_by_name(object, NAMES[i]);
+        if (loaded.maps[i] < 0)
+            return loaded.maps[i];
+    }
+    loaded.program = bpf_program__fd(program);
+    r = libbpf_num_possible_cpus();
+    if (r < 0)
+        return r;
+    loaded.cpus = (unsigned)r;
+    *ret_loaded = loaded;
+    return 0;
+}
+
+int rf_load(uint32_t mappings, uint32_t max_sources, struct rf_loaded *ret_loaded,
+            struct rf_mirror_failure *ret_failure)
+{
+    const struct bpf_object_open_opts options = {.sz = sizeof(options),
+                                                 .object_name = "rf_mirror"};
+    struct bpf_object *object = NULL;
+    struct rf_messages messages;
+    char *log = calloc(1, LOG_SIZE);
     int r;
 
     ret_failure->syscall = "bpf";
     ret_failure->what = "program";
-    if (!code)
+    if (!log)
         return -ENOMEM;
-    memcpy(code, program_code, sizeof(program_code));
-    for (size_t i = 0; i < sizeof(program_maps) / sizeof(program_maps[0]); i++) {
-        uint64_t *instruction = &code[program_maps[i].instruction];
-        /* Code, registers, offset, immediate: 8, 4 + 4, 16, 32 bits. */
-        *instruction |= (uint64_t)PSEUDO_MAP_FD << 12;
-        *instruction |= (uint64_t)(uint32_t)maps[program_maps[i].map] << 32;
-    }
-    r = rf_bpf_load_program("rf_mirror", code, count, NULL, 0);
-    if (r == -EACCES || r == -EINVAL || r == -E2BIG)
-        explain(code, count, ret_failure);
-    free(code);
+    rf_messages_begin(&messages);
+    object = bpf_object__open_mem(program_object, sizeof(program_object), &options);
+    r = object ? load(object, mappings, max_sources, log, ret_loaded) : -errno;
+    if (r < 0)
+        bpf_object__close(object);
+    rf_messages_end();
+    if (r < 0)
+        rf_messages_append(ret_failure->reason, log[0] ? find_reason(log) : messages.text);
+    free(log);
     return r;
+}
+
+void rf_unload(struct rf_loaded *loaded)
+{
+    bpf_object__close(loaded->object);
+    loaded->object = NULL;
 }

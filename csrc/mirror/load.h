@@ -1,16 +1,28 @@
 /*
- * load.h - makes the maps, and loads the program with them.
+ * load.h - loads the program and its maps, by libbpf, from the object that is part of us.
+ *
+ * What is loaded is owned by the object; maps and program are given out as
+ * descriptors that end with it.
  */
 #ifndef RF_MIRROR_LOAD_H
 #define RF_MIRROR_LOAD_H
 
 #include "mirror.h"
 
-/* Makes every map of shared.h: descriptors, -1 where there is none yet. */
-int rf_load_maps(uint32_t mappings, uint32_t max_sources, int ret_maps[RF_MIRROR_MAP_MAX],
-                 struct rf_mirror_failure *ret_failure);
+struct bpf_object;
 
-/* Loads the program, which keeps the maps: its descriptor. */
-int rf_load_program(const int maps[RF_MIRROR_MAP_MAX], struct rf_mirror_failure *ret_failure);
+struct rf_loaded {
+    struct bpf_object *object; /* NULL: nothing is loaded */
+    int maps[RF_MIRROR_MAP_MAX];
+    int program;
+    unsigned cpus; /* the possible ones: so many values has an entry of a per-CPU map */
+};
+
+/* Loads them, the maps' sizes made to fit. Outputs are left alone on failure, but for the reason. */
+int rf_load(uint32_t mappings, uint32_t max_sources, struct rf_loaded *ret_loaded,
+            struct rf_mirror_failure *ret_failure);
+
+/* Gives them up; what the kernel has attached keeps what it needs. */
+void rf_unload(struct rf_loaded *loaded);
 
 #endif

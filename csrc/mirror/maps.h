@@ -1,9 +1,8 @@
 /*
  * maps.h - the maps as the program sees them, and the counters.
  *
- * A map is an external symbol here; the build notes which instructions name
- * it, and the loader puts the map's descriptor there (see
- * tools/mirror_program.py).
+ * They are described in BTF, from which libbpf makes them: shared.h lists
+ * them. Those without a size of their own get it when the program is loaded.
  */
 #ifndef RF_MIRROR_MAPS_H
 #define RF_MIRROR_MAPS_H
@@ -15,11 +14,16 @@
 #include "packet.h"
 #include "shared.h"
 
-struct map;
-
-#define RF_MIRROR_MAP_DECLARE(id, name, ...) extern struct map name##_map;
-RF_MIRROR_MAPS(RF_MIRROR_MAP_DECLARE)
-#undef RF_MIRROR_MAP_DECLARE
+#define RF_MIRROR_MAP_DEFINE(id, name, kind, key_type, value_type, entries, flags)                \
+    struct {                                                                                      \
+        __uint(type, BPF_MAP_TYPE_##kind);                                                        \
+        __type(key, key_type);                                                                    \
+        __type(value, value_type);                                                                \
+        __uint(max_entries, entries);                                                             \
+        __uint(map_flags, flags);                                                                 \
+    } name##_map SEC(".maps");
+RF_MIRROR_MAPS(RF_MIRROR_MAP_DEFINE)
+#undef RF_MIRROR_MAP_DEFINE
 
 static __always_inline void count(uint32_t mapping, uint32_t counter, uint64_t by)
 {

@@ -160,6 +160,9 @@ static __always_inline int mirror_packet(struct __sk_buff *skb, struct packet *p
     return action;
 }
 
+/* It calls no helper that only programs under the GPL may call. */
+char program_license[] SEC("license") = "Apache-2.0";
+
 SEC("tc")
 int rf_mirror(struct __sk_buff *skb)
 {

@@ -2,32 +2,24 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "bpf.h"
+#include <bpf/bpf.h>
+
+#include "attach.h"
 #include "load.h"
 #include "table.h"
 
 #define NS_PER_S 1000000000ULL
 #define BURST_MIN 10 /* connections, however low the rate */
 
-/* An interface that the program was attached to. */
-struct attachment {
-    uint32_t ifindex;
-    int link_fd; /* -1: not by a link of ours */
-};
-
 struct rf_mirror {
-    int maps[RF_MIRROR_MAP_MAX];
-    int program_fd;
+    struct rf_loaded loaded;
     uint32_t mappings;
-    unsigned cpus; /* the possible ones: as many values has an entry of a per-CPU map */
     struct rf_mirror_settings settings;
     struct rf_table routes, never, networks;
-    struct attachment *attachments;
+    struct rf_attachment *attachments;
     size_t attachments_count;
 };
 
@@ -47,56 +39,21 @@ struct network_record {
     uint8_t value;
 };
 
-/* The number of possible CPUs, from a list such as "0-3" or "0,2-7". */
-static int count_cpus(unsigned *ret_cpus)
-{
-    unsigned first, last, cpus = 0;
-    FILE *file = fopen("/sys/devices/system/cpu/possible", "re");
-
-    if (!file)
-        return -errno;
-    while (fscanf(file, "%u", &first) == 1) {
-        last = first;
-        int separator = fgetc(file);
-        if (separator == '-') {
-            if (fscanf(file, "%u", &last) != 1 || last < first)
-                break;
-            separator = fgetc(file);
-        }
-        cpus += last - first + 1;
-        if (separator != ',')
-            break;
-    }
-    fclose(file);
-    if (cpus == 0)
-        return -ENODATA;
-    *ret_cpus = cpus;
-    return 0;
-}
-
 static int store_settings(const struct rf_mirror *mirror)
 {
     const uint32_t index = 0;
 
-    return rf_bpf_update(mirror->maps[RF_MIRROR_MAP_SETTINGS], &index, &mirror->settings);
+    return bpf_map_update_elem(mirror->loaded.maps[RF_MIRROR_MAP_SETTINGS], &index,
+                               &mirror->settings, BPF_ANY);
 }
 
 static int load(struct rf_mirror *mirror, uint32_t max_sources, struct rf_mirror_failure *failure)
 {
-    int *maps = mirror->maps;
-    int r = count_cpus(&mirror->cpus);
+    const int *maps = mirror->loaded.maps;
+    int r = rf_load(mirror->mappings, max_sources, &mirror->loaded, failure);
 
-    if (r < 0) {
-        failure->syscall = "open";
-        failure->what = "/sys/devices/system/cpu/possible";
-        return r;
-    }
-    r = rf_load_maps(mirror->mappings, max_sources, maps, failure);
     if (r < 0)
         return r;
-    mirror->program_fd = rf_load_program(maps, failure);
-    if (mirror->program_fd < 0)
-        return mirror->program_fd;
     rf_table_init(&mirror->routes, maps[RF_MIRROR_MAP_ROUTES], sizeof(struct rf_mirror_route_key),
                   sizeof(struct route_record), RF_MIRROR_ROUTES_MAX);
     rf_table_init(&mirror->never, maps[RF_MIRROR_MAP_NEVER], sizeof(union rf_mirror_address),
@@ -126,9 +83,6 @@ int rf_mirror_new(uint32_t mappings, uint32_t max_sources, struct rf_mirror **re
     if (!mirror)
         goto fail;
     mirror->mappings = mappings;
-    mirror->program_fd = -1;
-    for (unsigned i = 0; i < RF_MIRROR_MAP_MAX; i++)
-        mirror->maps[i] = -1;
     r = load(mirror, max_sources, &failure);
     if (r < 0) {
         rf_mirror_free(mirror);
@@ -265,7 +219,7 @@ int rf_mirror_set_limits(struct rf_mirror *mirror, const struct rf_mirror_limits
     return store_settings(mirror);
 }
 
-static struct attachment *find_attachment(const struct rf_mirror *mirror, uint32_t ifindex)
+static struct rf_attachment *find_attachment(const struct rf_mirror *mirror, uint32_t ifindex)
 {
     for (size_t i = 0; i < mirror->attachments_count; i++)
         if (mirror->attachments[i].ifindex == ifindex)
@@ -273,58 +227,70 @@ static struct attachment *find_attachment(const struct rf_mirror *mirror, uint32
     return NULL;
 }
 
-static void close_link(struct attachment *attachment)
+/* Attaches, with the room for the attachment there already. */
+static int attach(struct rf_mirror *mirror, uint32_t ifindex, uint32_t link_header_length,
+                  enum rf_mirror_how how, struct rf_mirror_failure *failure)
 {
-    if (attachment->link_fd >= 0)
-        close(attachment->link_fd);
-    attachment->link_fd = -1;
-}
+    int interfaces = mirror->loaded.maps[RF_MIRROR_MAP_INTERFACES];
+    struct rf_attachment *attachment = &mirror->attachments[mirror->attachments_count];
+    int r = bpf_map_update_elem(interfaces, &ifindex, &link_header_length, BPF_ANY);
 
-int rf_mirror_attach(struct rf_mirror *mirror, uint32_t ifindex, uint32_t link_header_length)
-{
-    int interfaces = mirror->maps[RF_MIRROR_MAP_INTERFACES];
-    struct attachment *grown;
-    int r;
-
-    if (ifindex == 0 || (link_header_length != 0 && link_header_length != 14))
-        return -EINVAL;
-    if (find_attachment(mirror, ifindex))
-        return -EEXIST;
-    grown = realloc(mirror->attachments, (mirror->attachments_count + 1) * sizeof(*grown));
-    if (!grown)
-        return -ENOMEM;
-    mirror->attachments = grown;
-    r = rf_bpf_update(interfaces, &ifindex, &link_header_length);
-    if (r < 0)
-        return r;
-    r = rf_bpf_link_tcx(mirror->program_fd, ifindex);
-    if (r == -EINVAL) /* the kernel does not know the kind of link */
-        r = -EOPNOTSUPP;
-    if (r < 0 && r != -EOPNOTSUPP) {
-        rf_bpf_delete(interfaces, &ifindex);
+    if (r < 0) {
+        failure->syscall = "bpf";
+        failure->what = "interfaces";
         return r;
     }
-    grown[mirror->attachments_count++] =
-        (struct attachment){.ifindex = ifindex, .link_fd = r < 0 ? -1 : r};
-    return r < 0 ? r : 0;
+    r = rf_attach(mirror->loaded.program, ifindex, how, attachment, failure);
+    if (r < 0) {
+        bpf_map_delete_elem(interfaces, &ifindex);
+        return r;
+    }
+    mirror->attachments_count++;
+    return 0;
+}
+
+int rf_mirror_attach(struct rf_mirror *mirror, uint32_t ifindex, uint32_t link_header_length,
+                     enum rf_mirror_how how, struct rf_mirror_failure *ret_failure)
+{
+    struct rf_mirror_failure failure = {.syscall = "bpf", .what = "attach"};
+    struct rf_attachment *grown;
+    int r = -EINVAL;
+
+    if (ifindex == 0 || ifindex > INT32_MAX || (link_header_length && link_header_length != 14))
+        goto end;
+    r = -EEXIST;
+    if (find_attachment(mirror, ifindex))
+        goto end;
+    r = -ENOMEM;
+    grown = realloc(mirror->attachments, (mirror->attachments_count + 1) * sizeof(*grown));
+    if (!grown)
+        goto end;
+    mirror->attachments = grown;
+    r = attach(mirror, ifindex, link_header_length, how, &failure);
+end:
+    if (r < 0 && ret_failure)
+        *ret_failure = failure;
+    return r;
+}
+
+enum rf_mirror_how rf_mirror_attached_by(const struct rf_mirror *mirror, uint32_t ifindex)
+{
+    const struct rf_attachment *attachment = find_attachment(mirror, ifindex);
+
+    return attachment ? attachment->how : RF_MIRROR_ANY;
 }
 
 int rf_mirror_detach(struct rf_mirror *mirror, uint32_t ifindex)
 {
-    struct attachment *attachment = find_attachment(mirror, ifindex);
-    int r;
+    struct rf_attachment *attachment = find_attachment(mirror, ifindex);
+    int r, gone;
 
     if (!attachment)
         return -ENOENT;
-    close_link(attachment);
+    r = rf_detach(attachment);
     *attachment = mirror->attachments[--mirror->attachments_count];
-    r = rf_bpf_delete(mirror->maps[RF_MIRROR_MAP_INTERFACES], &ifindex);
-    return r == -ENOENT ? 0 : r;
-}
-
-int rf_mirror_program_fd(const struct rf_mirror *mirror)
-{
-    return mirror->program_fd;
+    gone = bpf_map_delete_elem(mirror->loaded.maps[RF_MIRROR_MAP_INTERFACES], &ifindex);
+    return r == 0 && gone != -ENOENT ? gone : r;
 }
 
 int rf_mirror_keep_alive(struct rf_mirror *mirror, uint64_t deadline_ns)
@@ -348,14 +314,14 @@ const char *rf_mirror_counter_name(unsigned counter)
 static int sum_cpus(const struct rf_mirror *mirror, unsigned map, uint32_t first, uint32_t count,
                     uint64_t *ret_sums)
 {
-    uint64_t *values = calloc(mirror->cpus, sizeof(*values));
+    uint64_t *values = calloc(mirror->loaded.cpus, sizeof(*values));
     int r = values ? 0 : -ENOMEM;
 
     for (uint32_t i = 0; i < count && r == 0; i++) {
         uint32_t index = first + i;
-        r = rf_bpf_lookup(mirror->maps[map], &index, values);
+        r = bpf_map_lookup_elem(mirror->loaded.maps[map], &index, values);
         ret_sums[i] = 0;
-        for (unsigned cpu = 0; cpu < mirror->cpus && r == 0; cpu++)
+        for (unsigned cpu = 0; cpu < mirror->loaded.cpus && r == 0; cpu++)
             ret_sums[i] += values[cpu];
     }
     free(values);
@@ -392,15 +358,11 @@ void rf_mirror_free(struct rf_mirror *mirror)
     if (!mirror)
         return;
     for (size_t i = 0; i < mirror->attachments_count; i++)
-        close_link(&mirror->attachments[i]);
+        rf_detach(&mirror->attachments[i]);
     free(mirror->attachments);
     rf_table_free(&mirror->routes);
     rf_table_free(&mirror->never);
     rf_table_free(&mirror->networks);
-    if (mirror->program_fd >= 0)
-        close(mirror->program_fd);
-    for (unsigned i = 0; i < RF_MIRROR_MAP_MAX; i++)
-        if (mirror->maps[i] >= 0)
-            close(mirror->maps[i]);
+    rf_unload(&mirror->loaded);
     free(mirror);
 }

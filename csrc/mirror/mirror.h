@@ -3,7 +3,7 @@
  *
  * A mirror is one loaded program with its maps, all owned by the process: the
  * kernel takes them away when the process ends, however it ends. (A filter of
- * clsact that names the program is the exception: see rf_mirror_keep_alive.)
+ * clsact is the exception: see rf_mirror_keep_alive.) libbpf does the loading.
  *
  * All functions return 0 or a negative errno value. Outputs are named ret_*
  * and are left alone on failure. A mirror is used by one thread at a time.
@@ -33,11 +33,18 @@ struct rf_mirror_times {
 /* Opaque: made by rf_mirror_new, ended by rf_mirror_free. */
 struct rf_mirror;
 
-/* Where rf_mirror_new failed, for a message that can name the mend. */
+/* By what the program is attached to an interface. */
+enum rf_mirror_how {
+    RF_MIRROR_ANY = 0, /* to rf_mirror_attach: tcx where the kernel has it, else clsact */
+    RF_MIRROR_TCX = 1,
+    RF_MIRROR_CLSACT = 2,
+};
+
+/* Where a call failed, for a message that can name the mend. */
 struct rf_mirror_failure {
-    const char *syscall; /* "bpf", "open", ...: a string constant */
-    const char *what;    /* the map, or "program": a string constant */
-    char reason[256];    /* the last words of the verifier, or empty */
+    const char *syscall; /* "bpf" or "netlink": a string constant */
+    const char *what;    /* "program", "tcx", ...: a string constant */
+    char reason[256];    /* the last words of verifier, kernel or libbpf in one line, or empty */
 };
 
 /* A mapping on one local address. Addresses are v4-mapped for IPv4. */
@@ -84,18 +91,21 @@ int rf_mirror_set_networks(struct rf_mirror *mirror, const struct rf_mirror_netw
 int rf_mirror_set_limits(struct rf_mirror *mirror, const struct rf_mirror_limits *limits);
 
 /*
- * Attaches to the interface by a tcx link, which ends with this process.
- * `link_header_length` is 14 (Ethernet) or 0 (none). -EOPNOTSUPP: the kernel
- * has no tcx (before 6.6). Then the interface is admitted all the same, so
- * that it is enough to attach rf_mirror_program_fd to its clsact.
+ * Attaches to the ingress of an interface. `link_header_length` is 14
+ * (Ethernet) or 0 (none). A tcx link (Linux 6.6) ends with this process. A
+ * filter of clsact is removed by rf_mirror_detach, or by the next process that
+ * attaches to the interface so; it and what ends it have to run in the network
+ * namespace of the interface. -EOPNOTSUPP: `how` is TCX, which the kernel has
+ * not. -EBUSY: too many processes mirror the interface by clsact.
  */
-int rf_mirror_attach(struct rf_mirror *mirror, uint32_t ifindex, uint32_t link_header_length);
+int rf_mirror_attach(struct rf_mirror *mirror, uint32_t ifindex, uint32_t link_header_length,
+                     enum rf_mirror_how how, struct rf_mirror_failure *ret_failure);
 
-/* Detaches from it; what comes by clsact goes to the stack from now on. -ENOENT: was not. */
+/* By what: TCX or CLSACT; ANY when it is not attached there. */
+enum rf_mirror_how rf_mirror_attached_by(const struct rf_mirror *mirror, uint32_t ifindex);
+
+/* Detaches from it, for good even when it fails to clean up. -ENOENT: was not attached. */
 int rf_mirror_detach(struct rf_mirror *mirror, uint32_t ifindex);
-
-/* The program's descriptor, which the mirror keeps. */
-int rf_mirror_program_fd(const struct rf_mirror *mirror);
 
 /*
  * After that time of CLOCK_MONOTONIC the program leaves all to the stack;

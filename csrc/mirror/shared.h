@@ -119,18 +119,20 @@ enum {
  */
 #define RF_MIRROR_MAPS(X)                                                                         \
     X(ROUTES, routes, HASH, struct rf_mirror_route_key, struct rf_mirror_route_value,             \
-      RF_MIRROR_ROUTES_MAX, NO_PREALLOC)                                                          \
-    X(NEVER, never, HASH, union rf_mirror_address, uint8_t, RF_MIRROR_NEVER_MAX, NO_PREALLOC)     \
+      RF_MIRROR_ROUTES_MAX, BPF_F_NO_PREALLOC)                                                    \
+    X(NEVER, never, HASH, union rf_mirror_address, uint8_t, RF_MIRROR_NEVER_MAX,                  \
+      BPF_F_NO_PREALLOC)                                                                          \
     X(NETWORKS, networks, LPM_TRIE, struct rf_mirror_network_key, uint8_t,                        \
-      RF_MIRROR_NETWORKS_MAX, NO_PREALLOC)                                                        \
-    X(INTERFACES, interfaces, HASH, uint32_t, uint32_t, RF_MIRROR_INTERFACES_MAX, NO_PREALLOC)    \
-    X(SETTINGS, settings, ARRAY, uint32_t, struct rf_mirror_settings, 1, NONE)                    \
-    X(BUCKETS, buckets, ARRAY, uint32_t, uint64_t, RF_MIRROR_BUCKET_MAX, NONE)                    \
-    X(SOURCES, sources, LRU_HASH, union rf_mirror_address, uint64_t, 0, NONE)                     \
-    X(COUNTERS, counters, PERCPU_ARRAY, uint32_t, uint64_t, 0, NONE)                               \
+      RF_MIRROR_NETWORKS_MAX, BPF_F_NO_PREALLOC)                                                  \
+    X(INTERFACES, interfaces, HASH, uint32_t, uint32_t, RF_MIRROR_INTERFACES_MAX,                 \
+      BPF_F_NO_PREALLOC)                                                                          \
+    X(SETTINGS, settings, ARRAY, uint32_t, struct rf_mirror_settings, 1, 0)                       \
+    X(BUCKETS, buckets, ARRAY, uint32_t, uint64_t, RF_MIRROR_BUCKET_MAX, 0)                       \
+    X(SOURCES, sources, LRU_HASH, union rf_mirror_address, uint64_t, 0, 0)                        \
+    X(COUNTERS, counters, PERCPU_ARRAY, uint32_t, uint64_t, 0, 0)                                 \
     X(HANDSHAKES, handshakes, LRU_HASH, struct rf_mirror_handshake_key, uint64_t,                 \
-      RF_MIRROR_HANDSHAKES_MAX, NONE)                                                             \
-    X(HISTOGRAM, histogram, PERCPU_ARRAY, uint32_t, uint64_t, RF_MIRROR_HISTOGRAM_SLOTS, NONE)
+      RF_MIRROR_HANDSHAKES_MAX, 0)                                                                \
+    X(HISTOGRAM, histogram, PERCPU_ARRAY, uint32_t, uint64_t, RF_MIRROR_HISTOGRAM_SLOTS, 0)
 
 enum {
 #define RF_MIRROR_MAP_ENUM(id, name, ...) RF_MIRROR_MAP_##id,

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bpf.h"
+#include <bpf/bpf.h>
 
 void rf_table_init(struct rf_table *table, int map_fd, size_t key_size, size_t record_size,
                    size_t max)
@@ -83,7 +83,7 @@ static int delete_others(const struct rf_table *table, const uint8_t *records, s
             at++;
         if (at < count && memcmp(records + at * size, old, table->key_size) == 0)
             continue;
-        int r = rf_bpf_delete(table->map_fd, old);
+        int r = bpf_map_delete_elem(table->map_fd, old);
         if (r < 0 && r != -ENOENT)
             return r;
     }
@@ -109,7 +109,8 @@ int rf_table_replace(struct rf_table *table, uint8_t *records, size_t count)
     if (count > 0)
         memcpy(kept, records, count * size);
     for (size_t i = 0; i < count && r == 0; i++)
-        r = rf_bpf_update(table->map_fd, kept + i * size, kept + i * size + table->key_size);
+        r = bpf_map_update_elem(table->map_fd, kept + i * size, kept + i * size + table->key_size,
+                                BPF_ANY);
     if (r == 0)
         r = delete_others(table, kept, count);
     if (r < 0) {
