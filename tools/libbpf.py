@@ -131,7 +131,7 @@ def say(text: str) -> None:
 
 
 def run_apt(command: list[str], folder: Path) -> str:
-    """Run one of apt's programs in a folder; its output. Raises LibraryError with its first complaint."""
+    """Run one of apt's programs in a folder; its output. Raises LibraryError with its words."""
     try:
         done = subprocess.run(
             command,
@@ -208,7 +208,7 @@ def find_sources(folder: Path) -> dict[str, Path]:
         matches = [path for path in folder.glob(f"{library.package}-*") if path.is_dir()]
         if len(matches) != 1:
             raise LibraryError(
-                f"{folder} is to hold one folder {library.package}-VERSION; there are {len(matches)}"
+                f"{folder} is to hold one folder {library.package}-VERSION, not {len(matches)}"
             )
         found[library.name] = matches[0].resolve()
     return found

@@ -1,8 +1,8 @@
 """Compile the mirror's BPF program and write it as a C header: `mirror_program.py HEADER`.
 
 The header holds the object file as it is, an array of bytes, which csrc/mirror/load.c hands to
-libbpf. It has BTF, which says what the maps are like and gives the verifier's words their lines, and
-no other debug information. It is the same for every little-endian machine.
+libbpf. It has BTF, which says what the maps are like and gives the verifier's words their lines,
+and no other debug information. It is the same for every little-endian machine.
 
 Needs clang (CLANG names another one) and the headers of libbpf (REFLECTOR_LIBBPF: below this
 prefix); exits with 1 and one line that names what is lacking.
