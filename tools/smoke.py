@@ -5,6 +5,7 @@ package has to have its mirror too, which is loaded where kernel and privileges 
 """
 
 import errno
+import os
 import socket
 import sys
 
@@ -25,7 +26,7 @@ def load_mirror() -> str:
     except OSError as error:
         if error.errno not in NOT_ALLOWED:
             raise
-        return f"has a mirror, not loaded: {error.strerror}"
+        return f"has its mirror, not loaded: {os.strerror(error.errno)}"
     return "loads its mirror"
 
 
