@@ -78,8 +78,8 @@ CYTHON_WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-fi
 LINK_FLAGS = ["-pthread", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack"]
 
 # What reflector._mirror is compiled and linked with beside that. Hidden, the libraries within it
-# cannot meet others of their kind in the process; zig's linker does not know the flag, but those that
-# tools/libbpf.py builds are hidden by themselves.
+# cannot meet others of their kind in the process; zig's linker does not know the flag, but what
+# tools/libbpf.py builds is hidden by itself.
 LIBBPF_INCLUDE = ["-isystem", f"{LIBBPF}/include"] if LIBBPF else []
 LIBBPF_LINK = [f"{LIBBPF}/lib/lib{name}.a" for name in ("bpf", "elf", "z")] if LIBBPF else ["-lbpf"]
 LIBBPF_HIDE = ["-Wl,--exclude-libs,ALL"] if LIBBPF else []
