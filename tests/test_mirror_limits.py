@@ -89,7 +89,7 @@ def refusal(version: int, seq: int = 0xFFFFFFFF, shim: Packet | None = None) -> 
 def test_refused_connection_is_reset_by_no_more_bytes_than_it_took(
     wire: Wire, mirror: CountingMirror, version: int, payload: bytes, options: bool
 ) -> None:
-    mirror.set_limits(default_allow=False)
+    mirror.refuse_all()
     segment = syn() if options else syn(options=[])
     sent = bytes(ether() / ip(version) / segment / Raw(payload))
     seen = wire.send(sent)
@@ -102,7 +102,7 @@ def test_refused_connection_is_reset_by_no_more_bytes_than_it_took(
 def test_reset_is_right_when_the_device_was_to_sum_up_the_syn(
     wire: Wire, mirror: CountingMirror, version: int
 ) -> None:
-    mirror.set_limits(default_allow=False)
+    mirror.refuse_all()
     data = bytearray(opening(version))
     start = 34 if version == 4 else 54
     addresses = bytes(data[26:34] if version == 4 else data[22:54])
@@ -114,14 +114,14 @@ def test_reset_is_right_when_the_device_was_to_sum_up_the_syn(
 
 
 def test_refused_connection_keeps_its_tags(wire: Wire, mirror: CountingMirror) -> None:
-    mirror.set_limits(default_allow=False)
+    mirror.refuse_all()
     shim = Dot1AD(vlan=3) / Dot1Q(vlan=4)
     sent = bytes(ether() / shim / ip(4) / syn() / Raw(b"early data"))
     assert wire.send(sent).back == [refusal(4, shim=shim)]
 
 
 def test_refused_connection_with_extension_headers(wire: Wire, mirror: CountingMirror) -> None:
-    mirror.set_limits(default_allow=False)
+    mirror.refuse_all()
     sent = bytes(ether() / ip(6) / IPv6ExtHdrDestOpt() / syn())
     (back,) = wire.send(sent).back
     want = Ether(refusal(6))
@@ -132,7 +132,7 @@ def test_refused_connection_with_extension_headers(wire: Wire, mirror: CountingM
 
 
 def test_reset_is_never_answered_by_one(wire: Wire, mirror: CountingMirror) -> None:
-    mirror.set_limits(default_allow=False)
+    mirror.refuse_all()
     assert not wire.send(bytes(ether() / ip(4) / syn(flags="SR"))).back
 
 

@@ -103,6 +103,11 @@ class CountingMirror(Mirror):
             name: now[name] - self._before[name] for name in now if now[name] != self._before[name]
         }
 
+    def refuse_all(self) -> None:
+        """Deny everyone but the sentinel."""
+        self.set_networks([network(f"{SENTINEL_PEER}/32", True)])
+        self.set_limits(default_allow=False)
+
     def timed(self) -> list[int]:
         """The handshakes timed since then."""
         return [now - then for now, then in zip(super().histogram(), self._times, strict=True)]
