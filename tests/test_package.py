@@ -141,6 +141,7 @@ def build_in_place(folder: Path, **environment: str) -> subprocess.CompletedProc
         "pyproject.toml",
         "README.md",
         "LICENSE",
+        "NOTICE",
     ):
         source, target = ROOT / name, folder / name
         if source.is_dir():
