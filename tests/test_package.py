@@ -236,7 +236,7 @@ def test_extension_needs_no_library_but_libc_and_libbpf(
     dynamic = extension.get_section_by_name(".dynamic")
     assert isinstance(dynamic, DynamicSection)
     needed = {tag.needed for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_NEEDED"}
-    # Before glibc 2.34 threads were a library of their own. Thread-local variables are the loader's.
+    # Before glibc 2.34 threads were a library of their own. The loader has thread-local variables.
     of_libc = {"libc.so.6", "libpthread.so.0"} | {name for name in needed if name.startswith("ld-")}
     # A wheel that is to be given away has libbpf within it: see tools/wheels.py.
     is_mirror = request.node.callspec.params["extension"] == "_mirror"

@@ -178,7 +178,9 @@ def list_source_lines(folder: Path) -> str:
 def fetch_sources(folder: Path) -> None:
     """Fetch and unpack the source packages into a folder that does not exist yet."""
     if not shutil.which("dpkg-source"):
-        raise LibraryError("dpkg-source is not installed (Debian: dpkg-dev)")
+        raise LibraryError(
+            "dpkg-source is not installed (Debian: dpkg-dev); --source DIR takes unpacked sources"
+        )
     say(f"fetching the sources of {', '.join(library.package for library in LIBRARIES)}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as made:
