@@ -78,13 +78,11 @@ CYTHON_WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-fi
 LINK_FLAGS = ["-pthread", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack"]
 
 # What reflector._mirror is compiled and linked with beside that. Hidden, the libraries within it
-# cannot meet others of their kind in the process.
+# cannot meet others of their kind in the process; zig's linker does not know the flag, but what
+# tools/libbpf.py builds is hidden by itself.
 LIBBPF_INCLUDE = ["-isystem", f"{LIBBPF}/include"] if LIBBPF else []
-LIBBPF_LINK = (
-    [*(f"{LIBBPF}/lib/lib{name}.a" for name in ("bpf", "elf", "z")), "-Wl,--exclude-libs,ALL"]
-    if LIBBPF
-    else ["-lbpf"]
-)
+LIBBPF_LINK = [f"{LIBBPF}/lib/lib{name}.a" for name in ("bpf", "elf", "z")] if LIBBPF else ["-lbpf"]
+LIBBPF_HIDE = ["-Wl,--exclude-libs,ALL"] if LIBBPF else []
 LIBBPF_PROBE = """
 #include <bpf/libbpf.h>
 #if LIBBPF_MAJOR_VERSION < 1
@@ -196,6 +194,7 @@ class BuildCore(build_ext):
             + werror,
         )
         ext.extra_compile_args = self.known([*compile_flags, *CYTHON_WARNINGS]) + werror
+        link_flags += LIBBPF_HIDE if is_mirror else []
         ext.extra_link_args = self.known(link_flags, link=True)
         ext.extra_link_args += LIBBPF_LINK if is_mirror else []
         # setuptools' own step finds the C file and has nothing left to translate.

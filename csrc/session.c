@@ -1,10 +1,12 @@
 #include "session.h"
 
 #include <errno.h>
-#include <linux/errqueue.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <time.h>
 #include <unistd.h>
+
+#include <linux/errqueue.h> /* wants time.h, which it leaves to others */
 
 #include "networks.h"
 #include "route.h"

@@ -141,6 +141,7 @@ def build_in_place(folder: Path, **environment: str) -> subprocess.CompletedProc
         "pyproject.toml",
         "README.md",
         "LICENSE",
+        "NOTICE",
     ):
         source, target = ROOT / name, folder / name
         if source.is_dir():
@@ -186,8 +187,9 @@ def test_build_takes_a_program_that_was_compiled_elsewhere(tmp_path: Path) -> No
     assert (folder / "reflector" / "_mirror.abi3.so").exists()
 
 
-def test_wheel_holds_the_licence(wheel_files: set[str]) -> None:
-    assert f"reflector-{VERSION}.dist-info/licenses/LICENSE" in wheel_files
+def test_wheel_holds_the_licences(wheel_files: set[str]) -> None:
+    licences = f"reflector-{VERSION}.dist-info/licenses"
+    assert {f"{licences}/LICENSE", f"{licences}/NOTICE"} <= wheel_files
 
 
 def test_metadata_says_what_it_needs(wheel: Path) -> None:

