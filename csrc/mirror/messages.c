@@ -21,6 +21,9 @@ static void append(char text[RF_MESSAGES_SIZE], const char *line, size_t length)
                         (int)length, line);
     size_t over = (size_t)size >= RF_MESSAGES_SIZE ? (size_t)size - (RF_MESSAGES_SIZE - 1) : 0;
 
+    /* What is left begins with a whole word. */
+    if (over > 0)
+        over += strcspn(joined + over, " ");
     memcpy(text, joined + over, (size_t)size - over + 1);
 }
 
