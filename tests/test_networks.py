@@ -255,7 +255,7 @@ def test_network_that_is_allowed_and_denied_is_refused_by_name() -> None:
 )
 def test_the_core_checks_for_itself(networks: list[tuple[str, int, bool]]) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
-        _core.Engine([("127.0.0.1", 0, 1)], networks=networks)
+        _core.Engine([("127.0.0.1", 0, 1, 6)], networks=networks)
 
 
 # --- the table, beside Python's ipaddress ---------------------------------------------------------

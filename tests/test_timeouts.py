@@ -48,7 +48,8 @@ def test_connection_without_any_byte_is_idle(lab: Lab) -> None:
 
 
 def test_idle_timeout_is_never_early(lab: Lab) -> None:
-    path = lab.path(idle_timeout=0.6, workers=1)
+    idle = patience(1.2)
+    path = lab.path(idle_timeout=idle, workers=1)
     pairs, touched = [path.connect() for _ in range(30)], []
     for number, pair in enumerate(pairs):
         sender, receiver = pair if number % 2 else pair[::-1]
@@ -59,7 +60,7 @@ def test_idle_timeout_is_never_early(lab: Lab) -> None:
     seen = reset_times([client for client, _ in pairs], patience(10))
     assert len(seen) == len(pairs)
     for place, when in seen.items():
-        assert when - touched[place] >= 0.6
+        assert when - touched[place] >= idle
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -20,7 +20,7 @@ struct rf_attachment {
 int rf_attach(int program_fd, uint32_t ifindex, enum rf_mirror_how how,
               struct rf_attachment *ret_attachment, struct rf_mirror_failure *ret_failure);
 
-/* Takes it off. After a failure nothing is owned any more, either. 0 too when the interface is gone. */
+/* Takes it off, also when it fails to clean up. 0 too when the interface is gone. */
 int rf_detach(struct rf_attachment *attachment);
 
 #endif

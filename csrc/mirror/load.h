@@ -18,7 +18,7 @@ struct rf_loaded {
     unsigned cpus; /* the possible ones: so many values has an entry of a per-CPU map */
 };
 
-/* Loads them, the maps' sizes made to fit. Outputs are left alone on failure, but for the reason. */
+/* Loads them, the maps' sizes made to fit. On failure no output is touched but the reason. */
 int rf_load(uint32_t mappings, uint32_t max_sources, struct rf_loaded *ret_loaded,
             struct rf_mirror_failure *ret_failure);
 

@@ -103,7 +103,7 @@ fail:
     return r;
 }
 
-/* Replaces a table whose keys are in the sieve: `bits` are those words of it that are the table's. */
+/* Replaces a table whose keys are in the sieve, where it has the words from `first` on. */
 static int replace_sifted(struct rf_mirror *mirror, struct rf_table *table, void *records,
                           size_t count, uint32_t first, const uint64_t *bits, uint32_t words)
 {

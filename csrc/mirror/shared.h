@@ -50,7 +50,7 @@ struct rf_mirror_route_key {
 #define RF_MIRROR_SIEVE_ROUTE(direction, port) ((direction) << 16 | (uint32_t)(port))
 #define RF_MIRROR_SIEVE_NEVER(hash) (2U << 16 | (uint32_t)(hash))
 
-/* Multiplicative hashing: Knuth, The Art of Computer Programming, 6.4. The upper bits are the good ones. */
+/* Multiplicative hashing (Knuth, The Art of Computer Programming, 6.4): use its upper bits. */
 static inline uint32_t rf_mirror_hash(const union rf_mirror_address *address, uint16_t port)
 {
     uint32_t mixed =
