@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.bulk import Pump
 from support.lab import NODE, REFLECTOR, Lab, exchange, finish
-from support.leaks import assert_back_to, descriptors, holdings, pss_bytes, under_sanitizer
+from support.leaks import assert_back_to, descriptors, holdings, memory_bytes, under_sanitizer
 from support.peer import Peer, Service
 from support.programs import ROOT
 from support.timing import MB, patience, scaled
@@ -83,12 +83,12 @@ def test_starting_and_stopping_leaks_nothing(engine: Callable[..., Any]) -> None
     before = holdings()
     once()
     assert_back_to(before)
-    memory = pss_bytes()
+    memory = memory_bytes()
     for _ in range(scaled(50, 10)):
         once()
     assert_back_to(before)
     if not under_sanitizer():
-        assert pss_bytes() - memory < 2 * MB
+        assert memory_bytes() - memory < 2 * MB
 
 
 @pytest.mark.skipif(under_sanitizer(), reason="a sanitizer's memory is not the reflector's")
@@ -116,10 +116,10 @@ def test_memory_does_not_grow_with_the_number_of_connections(lab: Lab) -> None:
 
     for _ in range(2):
         one_round()
-    before = pss_bytes()
+    before = memory_bytes()
     for _ in range(rounds):
         one_round()
-    assert pss_bytes() - before < 1 * MB
+    assert memory_bytes() - before < 1 * MB
     path.running.wait_count("closed_finished", (rounds + 2) * checks)
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 from support.bulk import Pump, echo, exchange_bulk, pattern, read_digest, send_pattern
 from support.lab import NODE, Lab, exchange, finish
-from support.leaks import assert_no_spin, pss_bytes, under_sanitizer
+from support.leaks import assert_no_spin, memory_bytes, under_sanitizer
 from support.peer import Peer
 from support.timing import MB, patience, scaled
 
@@ -149,12 +149,12 @@ def test_slow_reader_gets_every_byte(lab: Lab, side: str) -> None:
 def test_slow_readers_do_not_make_the_reflector_store(lab: Lab) -> None:
     path = lab.path(workers=1)
     data = pattern(30 * MB)
-    before = pss_bytes()
+    before = memory_bytes()
     for _ in range(10):
         client, _ = path.connect()
         client.send_until_full(data, quiet_s=0.1)
     assert path.count("pipes_in_use") + path.count("buffers_in_use") <= 2 * 10
-    assert pss_bytes() - before < 10 * MB
+    assert memory_bytes() - before < 10 * MB
 
 
 def test_stalls_in_both_directions_resolve(lab: Lab) -> None:

@@ -79,10 +79,14 @@ def assert_no_spin(seconds: float = 0.5) -> None:
     assert used < seconds / 2, f"{used:.2f} s of CPU in {seconds} s with nothing to do"
 
 
-def pss_bytes(pid: int | str = "self") -> int:
-    """Proportional set size of a process, in bytes."""
+def memory_bytes(pid: int | str = "self") -> int:
+    """Anonymous memory of a process: its heaps and stacks, in bytes.
+
+    Not pages of files, whose share also changes when other processes that map them come and go.
+    """
+    gc.collect()
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+    found = re.search(r"^Anonymous:\s+(\d+) kB", text, re.MULTILINE)
     assert found, text
     return int(found[1]) * 1024
 
