@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #define BATCH 256
@@ -21,19 +22,26 @@ struct packet {
     struct tcphdr tcp;
 };
 
-static uint16_t checksum(const struct packet *packet)
+static uint32_t sum_words(const void *bytes, size_t size)
 {
-    struct {
-        uint32_t source, destination;
-        uint16_t protocol, length;
-        struct tcphdr tcp;
-    } whole = {packet->ip.saddr, packet->ip.daddr, htons(IPPROTO_TCP),
-               htons(sizeof(struct tcphdr)), packet->tcp};
-    const uint16_t *word = (const uint16_t *)&whole;
     uint32_t sum = 0;
 
-    for (size_t i = 0; i < sizeof(whole) / 2; i++)
-        sum += word[i];
+    for (size_t i = 0; i + 2 <= size; i += 2) {
+        uint16_t word;
+        memcpy(&word, (const char *)bytes + i, sizeof(word));
+        sum += word;
+    }
+    return sum;
+}
+
+/* RFC 9293, 3.1: over a pseudo header and the segment. */
+static uint16_t checksum(const struct packet *packet)
+{
+    uint32_t sum = htons(IPPROTO_TCP) + htons(sizeof(packet->tcp));
+
+    sum += sum_words(&packet->ip.saddr, sizeof(packet->ip.saddr));
+    sum += sum_words(&packet->ip.daddr, sizeof(packet->ip.daddr));
+    sum += sum_words(&packet->tcp, sizeof(packet->tcp));
     sum = (sum & 0xffff) + (sum >> 16);
     return (uint16_t)~(sum + (sum >> 16));
 }
