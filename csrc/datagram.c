@@ -171,7 +171,7 @@ struct rf_sent rf_datagrams_send(struct rf_datagrams *datagrams, unsigned first,
                                  const union rf_address *source)
 {
     struct rf_sent sent = {0};
-    unsigned i = first;
+    unsigned i = first, tried = 0; /* tried: how often the datagram at i was refused */
 
     address_all(datagrams, first, count, peer, source);
     while (i < first + count) {
@@ -179,6 +179,9 @@ struct rf_sent rf_datagrams_send(struct rf_datagrams *datagrams, unsigned first,
 
         if (n < 0) {
             sent.error = sent.error ? sent.error : errno;
+            /* It may be what ICMP said of an earlier datagram: told once, in place of sending. */
+            if (tried++ == 0 && errno != EMSGSIZE && errno != EAGAIN)
+                continue;
             if (errno != EMSGSIZE) /* which is of that datagram; what else there is, of all */
                 break;
             n = 1;
@@ -188,6 +191,7 @@ struct rf_sent rf_datagrams_send(struct rf_datagrams *datagrams, unsigned first,
                 sent.bytes += datagrams->parts[i + (unsigned)k].iov_len;
         }
         i += (unsigned)n;
+        tried = 0;
     }
     return sent;
 }
