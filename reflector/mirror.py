@@ -36,8 +36,9 @@ log = logging.getLogger("reflector")
 #: sources whose rate of new connections is kept at a time; the least recent one makes room
 _MAX_SOURCES = 1 << 16
 
-#: seconds without a packet after which a mirror that drains is over
-_QUIET_SECONDS = 1.0
+#: Seconds without a packet after which a mirror that drains is over: more than the first
+#: retransmission of a segment that was lost takes (RFC 6298: a second).
+_QUIET_SECONDS = 3.0
 
 #: In clsact mode: seconds between two signs of life, and after which a filter that has seen none
 #: leaves everything alone.
@@ -124,7 +125,7 @@ class MirrorEngine:
     def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for the last connection to end; True once it has.
 
-        The mirror knows no connections: its own are over when no packet has passed for a second.
+        The mirror knows no connections: its own are over once no packet has passed for a while.
         """
         deadline = time.monotonic() + timeout
         while True:
