@@ -371,3 +371,20 @@ def test_handshakes_with_the_service_are_timed(site: Site, runs: Runs, ends: Exi
     )
     assert told, command.output()
     assert 1 <= int(told[1]) <= 64
+
+
+def test_connections_of_an_old_splice_engine_go_on_beside_a_new_mirror(
+    site: Site, runs: Runs, ends: ExitStack, tmp_path: Path
+) -> None:
+    service = serve(site, ends)
+    with site.host:
+        old = Command(tmp_path / "old.log", "--share-ports", MAPPING)
+    ends.callback(old.stop)
+    client = dial(site, ends)
+    accepted = service.accept()
+    ends.callback(accepted.close)
+    exchange(client, accepted)
+    runs.start("--share-ports", MAPPING)
+    check(site, service)
+    exchange(client, accepted)
+    finish(client, accepted)

@@ -54,8 +54,13 @@ static __always_inline bool find_direction(struct __sk_buff *skb, const struct p
     ret_finding->is_reply = !is_syn(packet) &&
                             find_route(RF_MIRROR_REPLY, packet->protocol, packet->ports[0],
                                        &packet->destination, route);
-    if (!ret_finding->is_reply)
-        return is_request;
+    if (!ret_finding->is_reply) {
+        /* What the splice engine accepted before this address was mirrored is its to end. */
+        return is_request &&
+               (packet->protocol != PROTOCOL_TCP || is_syn(packet) ||
+                !has_socket(skb, packet->is_ipv4, PROTOCOL_TCP, &packet->source, packet->ports[0],
+                            &packet->destination, packet->ports[1]));
+    }
     /* A socket on the listening port of a UDP mapping is the splice engine's. */
     if (is_request && packet->protocol == PROTOCOL_UDP)
         return true;

@@ -27,7 +27,8 @@ static __always_inline bool find_route(uint8_t direction, uint8_t protocol, uint
 /*
  * Whether this host has a socket for packets from `peer` to `local`. A TCP
  * listener is not one: what comes back on a mirrored connection is no SYN, and
- * a client may have picked any number for its port.
+ * a client may have picked any number for its port. Neither is a connection
+ * that is over and waits: the same ports may be a new, mirrored one's by now.
  */
 static __always_inline bool has_socket(struct __sk_buff *skb, bool is_ipv4, uint8_t protocol,
                                        const union rf_mirror_address *peer, uint16_t peer_port,
@@ -55,7 +56,8 @@ static __always_inline bool has_socket(struct __sk_buff *skb, bool is_ipv4, uint
         found = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
     if (!found)
         return false;
-    bool counts = protocol != PROTOCOL_TCP || found->state != BPF_TCP_LISTEN;
+    bool counts = protocol != PROTOCOL_TCP ||
+                  (found->state != BPF_TCP_LISTEN && found->state != BPF_TCP_TIME_WAIT);
     bpf_sk_release(found);
     return counts;
 }
